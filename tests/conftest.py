@@ -1,0 +1,30 @@
+"""Composing the shipped configuration, the way every test does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from tinyllama.config import resolvers
+from tinyllama.config.load import load
+from tinyllama.config.schema import RunConfig
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def composed() -> Iterator[Callable[..., DictConfig]]:
+    """Compose conf/config.yaml with overrides."""
+    resolvers.register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        yield lambda *overrides: compose("config", overrides=list(overrides))
+
+
+@pytest.fixture(scope="session")
+def config(composed: Callable[..., DictConfig]) -> Callable[..., RunConfig]:
+    """Compose and pass the gate."""
+    return lambda *overrides: load(composed(*overrides))

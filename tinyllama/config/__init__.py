@@ -1,0 +1,1 @@
+"""What a run is: the knobs, the gate they pass, and the rules between them."""

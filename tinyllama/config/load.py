@@ -1,0 +1,192 @@
+"""The gate: a composed configuration becomes a frozen `RunConfig` here, once, or is refused with every mistake named.
+
+Hydra composes data and nothing more. Each section is validated on its own, so that one report holds the mistakes of
+all of them, and so that the rules between sections still run where the sections they need are sound.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import types
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from tinyllama.config.rules import broken_rules
+from tinyllama.config.schema import RunConfig
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: the dotted key it is at, what was found and the rule it breaks, what to do."""
+
+    key: str
+    says: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.says}"
+
+
+class ConfigError(ValueError):
+    """A configuration was refused; `problems` holds every mistake that was found."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+def load(composed: DictConfig) -> RunConfig:
+    """Check a composed configuration and freeze it. Raises ConfigError with every mistake in it."""
+    try:
+        container = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError([Problem(error.full_key or "config", str(error.msg or error).splitlines()[0])]) from error
+    assert isinstance(container, dict)
+    container.pop("sweeps", None)
+    container.pop("experiment", None)
+    return validate({str(key): value for key, value in container.items()})
+
+
+def validate(container: dict[str, Any]) -> RunConfig:
+    """The same from plain data. Raises ConfigError."""
+    problems: list[Problem] = []
+    sound: dict[str, Any] = {}
+    hints = get_type_hints(RunConfig, include_extras=True)
+    for name, hint in hints.items():
+        if name not in container:
+            problems.append(Problem(name, "is missing: compose from conf/config.yaml or set it"))
+            continue
+        try:
+            sound[name] = TypeAdapter(hint).validate_json(json.dumps(container[name]), strict=True)
+        except ValidationError as error:
+            problems += _explain(name, error)
+    problems += [Problem(key, unknown_key(key)) for key in container if key not in hints]
+    problems += [Problem(key, says) for key, says in broken_rules(sound)]
+    if problems:
+        raise ConfigError(problems)
+    return RunConfig(**sound)
+
+
+def _explain(section: str, error: ValidationError) -> Iterator[Problem]:
+    # a union reports once for each of its members and puts the member's name in the path: one line is enough
+    told: set[str] = set()
+    known = set(_keys(RunConfig))
+    for item in error.errors():
+        parts = [section, *(str(part) for part in item["loc"])]
+        while item["type"] != "unexpected_keyword_argument" and _star(".".join(parts))[0] not in known:
+            parts.pop()
+        key = ".".join(parts)
+        if key not in told:
+            told.add(key)
+            yield Problem(key, _reword(key, item))
+
+
+def _reword(key: str, item: Any) -> str:
+    value, context = item["input"], item.get("ctx", {})
+    match item["type"]:
+        case "unexpected_keyword_argument":
+            return unknown_key(key)
+        case "missing" | "missing_keyword_only_argument" if isinstance(item["loc"][-1], int):
+            return f"{value!r} holds too few values: it needs {item['loc'][-1] + 1}"
+        case "missing" | "missing_keyword_only_argument":
+            return "is missing: set it"
+        case "literal_error":
+            expected = str(context["expected"]).replace("'", "")
+            near = difflib.get_close_matches(str(value), expected.replace(" or ", ", ").split(", "), n=1)
+            return f"{value!r} is not one of {expected}" + (f"; did you mean {near[0]}?" if near else "")
+        case "string_pattern_mismatch":
+            return f"{value!r} does not match {context['pattern']}"
+        case "value_error":
+            return str(context["error"])
+        case kind if kind.endswith(("_type", "_from_float", "_parsing")):
+            return f"{value!r} is not what belongs here: {_lower(item['msg'].removeprefix('Input '))}"
+        case _:
+            return f"{value!r} is out of range: {_lower(item['msg'].removeprefix('Input '))}"
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def unknown_key(key: str) -> str:
+    """What to say of a dotted key that no run has: the nearest one that exists."""
+    near = nearest_key(key)
+    return "no such key" + (f"; did you mean {near}?" if near else "; see --cfg job for all that exist")
+
+
+def nearest_key(key: str) -> str | None:
+    """The existing dotted key most like this one, by its whole path or else by its last part."""
+    starred, source = _star(key)
+    known = [name for name in _keys(RunConfig) if ".*." not in name or ".*." in starred]
+    whole = difflib.get_close_matches(starred, known, n=1, cutoff=0.8)
+    if whole:
+        return whole[0].replace("*", source)
+    leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
+    leaf = difflib.get_close_matches(key.rpartition(".")[2], list(leaves), n=1, cutoff=0.75)
+    return leaves[leaf[0]].replace("*", source) if leaf else None
+
+
+def _star(key: str) -> tuple[str, str]:
+    """A dotted key with the name of its data source, if it has one, as a star; and that name."""
+    parts = key.split(".")
+    if parts[:2] != ["data", "sources"] or len(parts) < 3:
+        return key, ""
+    return ".".join([*parts[:2], "*", *parts[3:]]), parts[2]
+
+
+def _keys(cls: type, prefix: str = "") -> Iterator[str]:
+    hints = get_type_hints(cls, include_extras=True)
+    for field in fields(cls):
+        path = prefix + field.name
+        yield path
+        for inner, star in _sections(hints[field.name]):
+            if star:
+                yield f"{path}.*"
+            yield from _keys(inner, f"{path}.*." if star else f"{path}.")
+
+
+def _sections(hint: Any, star: bool = False) -> Iterator[tuple[type, bool]]:
+    """The dataclasses that a field may hold, and whether it holds them by name."""
+    if is_dataclass(hint) and isinstance(hint, type):
+        yield hint, star
+    elif get_origin(hint) in (Annotated, Union, types.UnionType):
+        for part in get_args(hint):
+            yield from _sections(part, star)
+    elif get_origin(hint) is dict:
+        yield from _sections(get_args(hint)[1], True)
+
+
+def as_dict(config: RunConfig) -> dict[str, Any]:
+    """A run's configuration as plain data that JSON holds and `validate` takes back."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return plain
+
+
+def digest(config: RunConfig) -> str:
+    """The sha256 of all that determines a run's trajectory, in hex.
+
+    That is seed, initial weights, model, data (but for where the raw files lie and what is only declared about them),
+    budget, batch, precision, optimizer and schedule. How the work is spread over GPUs, the kernels, what is logged and
+    the names of things are left out: they may differ when a run is resumed.
+    """
+    whole = as_dict(config)
+    essence = {key: whole[key] for key in ("seed", "init_from", "model", "data", "budget", "optimizer", "schedule")}
+    essence["train"] = {key: whole["train"][key] for key in ("batch_tokens", "precision")}
+    for section in ("model", "data", "budget"):
+        del essence[section]["name"]
+    for source in essence["data"]["sources"].values():
+        for key in ("raw", "tokens", "max_epochs"):
+            del source[key]
+    return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Where this run lives: `run_dir`, or a folder of `runs_dir` named by the run and its digest."""
+    return Path(config.run_dir or Path(config.runs_dir) / f"{config.name}-{digest(config)[:8]}")

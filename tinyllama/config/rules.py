@@ -1,0 +1,162 @@
+"""Rules between values: each reads the sections that it names and yields what is wrong with them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tinyllama.config.schema import Budget, Data, Generate, Model, Parallelism, Schedule, Source, Train
+
+Broken = Iterator[tuple[str, str]]
+
+
+def broken_rules(sections: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(dotted key, message) of every broken rule whose sections are all in `sections`."""
+    broken: list[tuple[str, str]] = []
+    for rule in RULES:
+        needs = inspect.signature(rule).parameters
+        if needs.keys() <= sections.keys():
+            broken += rule(**{name: sections[name] for name in needs})
+    return broken
+
+
+def heads_divide(model: Model) -> Broken:
+    """Heads share the width evenly, key-value heads the query heads, and a rotary head has an even size."""
+    if model.d_model % model.n_heads:
+        yield "model.n_heads", f"{model.n_heads} does not divide model.d_model={model.d_model}: every head is as wide"
+    elif model.head_dim % 2:
+        yield "model.n_heads", f"{model.n_heads} makes heads of {model.head_dim}: rotary embedding needs an even size"
+    if model.n_heads % model.n_kv_heads:
+        yield (
+            "model.n_kv_heads",
+            f"{model.n_kv_heads} does not divide model.n_heads={model.n_heads}: every key-value head serves as many",
+        )
+
+
+def vocabulary_fits(model: Model, data: Data) -> Broken:
+    """The embedding has a row for every token."""
+    if data.tokenizer.vocab_size > model.vocab_size:
+        yield (
+            "model.vocab_size",
+            f"{model.vocab_size} is smaller than data.tokenizer.vocab_size={data.tokenizer.vocab_size}: "
+            "every token needs a row",
+        )
+    if data.tokenizer.vocab_size > 2**32:
+        yield "data.tokenizer.vocab_size", f"{data.tokenizer.vocab_size} does not fit the shards' uint32"
+
+
+def one_budget(budget: Budget) -> Broken:
+    """Exactly one way to say how long."""
+    ways = ("tokens", "epochs", "tokens_per_param", "flops")
+    chosen = [way for way in ways if getattr(budget, way) is not None]
+    if len(chosen) > 1:
+        given = " and ".join(f"{way}={getattr(budget, way):g}" for way in chosen)
+        wanted = next((way for way in chosen if way != budget.name), chosen[0])
+        remedy = f"choose it by its option too, as in budget={wanted} budget.{wanted}={getattr(budget, wanted):g}"
+        yield "budget", f"{given} are set, exactly one may be: {remedy}"
+    if not chosen:
+        yield "budget", f"nothing says how long to train: set one of {', '.join(ways)}"
+
+
+def batch_divides(train: Train, model: Model, parallelism: Parallelism) -> Broken:
+    """An optimizer step is a whole number of micro-batches on every rank."""
+    once = model.context * parallelism.micro_batch * parallelism.world_size
+    if train.batch_tokens % once:
+        near = max(1, round(train.batch_tokens / once)) * once
+        yield (
+            "train.batch_tokens",
+            f"{train.batch_tokens} is not a multiple of {once} = model.context {model.context} x "
+            f"parallelism.micro_batch {parallelism.micro_batch} x {parallelism.world_size} ranks: use {near}, "
+            "or change the micro-batch",
+        )
+
+
+def decay_belongs_to_wsd(schedule: Schedule) -> Broken:
+    """decay_fraction is what wsd needs and what cosine has not."""
+    if schedule.name == "wsd" and schedule.decay_fraction is None:
+        yield "schedule.decay_fraction", "wsd needs the fraction of the steps in which the rate falls, such as 0.2"
+    if schedule.name == "cosine" and schedule.decay_fraction is not None:
+        yield "schedule.decay_fraction", f"{schedule.decay_fraction} means nothing to cosine: choose schedule=wsd"
+
+
+def nodes_meet(parallelism: Parallelism) -> Broken:
+    """Launchers on several machines need a place to meet; one alone needs none."""
+    if parallelism.nodes > 1 and parallelism.rendezvous is None:
+        yield (
+            "parallelism.rendezvous",
+            f"{parallelism.nodes} nodes need a host:port where they meet: "
+            "parallelism.rendezvous=HOST_OF_FIRST_NODE:29400",
+        )
+    if parallelism.nodes == 1 and parallelism.rendezvous is not None:
+        yield (
+            "parallelism.rendezvous",
+            f"{parallelism.rendezvous!r} is for several nodes: set parallelism.nodes or leave it out",
+        )
+
+
+def shares_are_visible(data: Data) -> Broken:
+    """A source holds at least one sample in 1,024: mixture blocks are that long, and less would be lost in rounding."""
+    total = sum(source.weight for source in data.sources.values())
+    for name, source in data.sources.items():
+        if source.weight * 1024 < total:
+            yield (
+                f"data.sources.{name}.weight",
+                f"{source.weight:g} of {total:g} is under 1/1024 of the mixture: raise it or leave the source out",
+            )
+
+
+def sources_have_raw_files(task: str, data: Data) -> Broken:
+    """Preparing needs to know where the raw files are."""
+    for name, source in data.sources.items():
+        embedded = is_embedded(source)
+        if embedded and source.raw is not None:
+            yield f"data.sources.{name}.raw", f"{source.raw!r}: format {source.format} reads no files, leave it out"
+        if task == "prepare" and not embedded and source.raw is None:
+            yield f"data.sources.{name}.raw", "is null: say where its raw files are"
+
+
+def is_embedded(source: Source) -> bool:
+    """Whether a source is the running Python's own library, so that it needs no raw files."""
+    return source.format.startswith("stdlib_")
+
+
+def generate_has_a_run(task: str, generate: Generate) -> Broken:
+    """task=generate continues text with a run's weights."""
+    if task == "generate" and generate.run is None:
+        yield "generate.run", "is null: say whose weights to use, as in generate.run=runs/NAME"
+
+
+def rates_fit_the_batch(train: Train, model: Model) -> Broken:
+    """An evaluation holds at least one sequence."""
+    if train.eval_tokens < model.context:
+        yield (
+            "train.eval_tokens",
+            f"{train.eval_tokens} is less than one sequence of {model.context}: use a multiple of model.context",
+        )
+
+
+def secrets_stay_out(tracking: Any) -> Broken:
+    """A password in a URI would be written into every run folder."""
+    if tracking.uri and re.search(r"//[^/@]*:[^/@]*@", tracking.uri):
+        yield (
+            "tracking.uri",
+            "holds a password, which run folders would keep: leave it out and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        )
+
+
+RULES: tuple[Callable[..., Broken], ...] = (
+    heads_divide,
+    vocabulary_fits,
+    one_budget,
+    batch_divides,
+    decay_belongs_to_wsd,
+    nodes_meet,
+    shares_are_visible,
+    sources_have_raw_files,
+    generate_has_a_run,
+    rates_fit_the_batch,
+    secrets_stay_out,
+)

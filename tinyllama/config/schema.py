@@ -1,0 +1,319 @@
+"""Every knob of a run: frozen dataclasses, one per config group, one docstring a field.
+
+The values live in `conf/`; this file says what each one means and what it may be. `config.load` turns a composed
+configuration into a `RunConfig` or refuses it; nothing else in the program sees an unchecked value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+_SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def parse_count(value: Any) -> int:
+    """An exact whole number from `3T`, `2.5M`, `1e9`, `3_000_000` or a plain number.
+
+    Raises ValueError where the value is no number, is negative, or is no whole number of units.
+    """
+    problem = f"{value!r} is not a count: write a whole number such as 3_000_000, 1e9, 22B or 3T"
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(problem)
+    text = str(value).strip().replace("_", "")
+    suffix = text[-1:].upper() if text[-1:].upper() in "KMBT" else ""
+    try:
+        number = Decimal(text[:-1] if suffix else text) * _SUFFIXES[suffix]
+        if number != int(number) or number < 0:
+            raise ValueError(problem)
+        return int(number)
+    except (InvalidOperation, OverflowError) as error:
+        raise ValueError(problem) from error
+
+
+Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+
+
+class Section:
+    """What every config section shares: unknown keys are refused and no value is coerced to another type."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Section):
+    """The shape of a Llama-2-style decoder: pre-norm RMSNorm, RoPE, SwiGLU, grouped-query attention, untied head."""
+
+    name: Name
+    """What runs and tables call it. Options are named for their parameter count at Llama's vocabulary of 32,000."""
+    vocab_size: PositiveInt
+    """Rows of the embedding and of the output matrix; at least the tokenizer's."""
+    context: PositiveInt
+    """Tokens in a training sequence."""
+    d_model: PositiveInt
+    """Width of the residual stream."""
+    n_layers: PositiveInt
+    """Decoder blocks."""
+    n_heads: PositiveInt
+    """Query heads; the head size is d_model / n_heads."""
+    n_kv_heads: PositiveInt
+    """Key-value heads, each shared by n_heads / n_kv_heads query heads."""
+    d_ff: PositiveInt
+    """Width of the SwiGLU."""
+    rope_theta: PositiveFloat
+    """Base of the rotary frequencies."""
+    norm_eps: PositiveFloat
+    """Added to the mean square in RMSNorm."""
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one attention head."""
+        return self.d_model // self.n_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer(Section):
+    """The SentencePiece model: a user's own, or one trained on a sample of the data."""
+
+    model: str | None
+    """Path of a `tokenizer.model` to use as it is; null trains one."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+    """What that file must hash to; null takes any."""
+    vocab_size: Annotated[int, Field(ge=300)]
+    """Pieces, bytes and control symbols together."""
+    sample_bytes: Count
+    """How much text a new tokenizer is trained on, shared evenly by the sources."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter(Section):
+    """Keeps or drops records by one metadata field."""
+
+    field: str
+    """Dotted path of the field within a record, such as meta.redpajama_set_name."""
+    not_in: tuple[str, ...]
+    """Records whose field holds one of these are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Section):
+    """One source of documents in the mixture."""
+
+    format: Literal["stdlib_code", "stdlib_text", "text", "jsonl", "jsonl.zst", "parquet"]
+    """How its raw files are read; the two stdlib formats read the running Python's own library and need no files."""
+    weight: PositiveFloat
+    """Its share of the training tokens, relative to the other weights."""
+    raw: str | None = None
+    """Folder of its raw files; null for the stdlib formats."""
+    include: str = "**/*"
+    """Which files under `raw`, as a glob."""
+    text_field: str = "text"
+    """The field (jsonl) or column (parquet) that holds a document's text."""
+    filter: Filter | None = None
+    """Records to leave out."""
+    held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.01
+    """The fraction of documents, chosen by a hash of their path, that is kept from training to measure loss on."""
+    tokens: Count | None = None
+    """About how many training tokens it has, for plans made before it is prepared."""
+    max_epochs: PositiveFloat | None = None
+    """Refuse a budget that would repeat it more often than this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Section):
+    """A tokenizer and the sources that are mixed."""
+
+    name: Name
+    """What its prepared folder is called."""
+    tokenizer: Tokenizer
+    """How text becomes tokens."""
+    sources: Annotated[dict[Name, Source], Field(min_length=1)]
+    """By name; the weights are normalised over all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget(Section):
+    """How long to train: exactly one of four ways to say it."""
+
+    name: Name
+    """What the tracker's compare view groups by."""
+    tokens: Count | None
+    """Training tokens; the steps are rounded up."""
+    epochs: PositiveFloat | None
+    """Times the unique training tokens of all sources together."""
+    tokens_per_param: PositiveFloat | None
+    """Times the parameters, embeddings included; Chinchilla-optimal is about 20 (arXiv 2203.15556)."""
+    flops: Count | None
+    """Training compute C = 6 N D with N all parameters (arXiv 2203.15556)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallelism(Section):
+    """Where the ranks are and what they share. Not part of a run's identity: it may change when a run is resumed."""
+
+    name: Name
+    """What tables call it."""
+    device: Literal["cpu", "cuda"]
+    """Where the model lives."""
+    nodes: PositiveInt
+    """Machines; the same command is started on each."""
+    gpus: PositiveInt
+    """Ranks a machine: GPUs, or processes where device is cpu."""
+    rendezvous: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+:\d{1,5}$")] | None
+    """host:port where the launchers of several machines meet; null for one machine."""
+    zero_stage: Literal[1, 2, 3]
+    """What is sharded over the ranks: 1 optimizer state, 2 also gradients, 3 also parameters (arXiv 1910.02054)."""
+    micro_batch: PositiveInt
+    """Sequences a rank takes through the model at once."""
+    recompute: bool
+    """Recompute each block's activations in the backward pass instead of keeping them."""
+    threads: PositiveInt | None
+    """CPU threads a rank; null shares the machine's cores evenly."""
+
+    @property
+    def world_size(self) -> int:
+        """Ranks over all machines."""
+        return self.nodes * self.gpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(Section):
+    """AdamW (arXiv 1711.05101), decaying matrices and leaving norms alone."""
+
+    name: Literal["adamw"]
+    """The algorithm."""
+    lr: PositiveFloat
+    """Peak learning rate."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
+    """Decay of the first and of the second moment."""
+    eps: PositiveFloat
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, Field(ge=0)]
+    """Decoupled weight decay."""
+    clip: PositiveFloat
+    """Largest global norm of the gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule(Section):
+    """The learning rate over the steps: linear warmup, then a cosine or a plateau with a linear decay."""
+
+    name: Literal["cosine", "wsd"]
+    """cosine, or wsd: warmup, stable, decay (arXiv 2404.06395)."""
+    warmup_steps: NonNegativeInt
+    """Steps of linear warmup, in steps so that budgets can share a trunk."""
+    min_ratio: Fraction
+    """Final learning rate over the peak."""
+    decay_fraction: Annotated[float, Field(gt=0, le=1)] | None
+    """wsd only: the last part of the steps, in which the rate falls linearly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels(Section):
+    """Which implementation the model's blocks run on."""
+
+    backend: Literal["auto", "torch", "triton"]
+    """torch: the reference; triton: our own kernels; auto: the fastest that this build has for the device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware(Section):
+    """What one GPU can do, for MFU and plans."""
+
+    name: Name
+    """What tables call it."""
+    peak_tflops: PositiveFloat | None
+    """Dense bf16 matmul peak; null measures this device's own matmul rate when training starts."""
+    memory_gb: PositiveFloat | None
+    """Memory of one GPU, in 10^9 bytes."""
+    price_per_hour: PositiveFloat | None
+    """US dollars for one GPU for one hour."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking(Section):
+    """Where a run's story goes. The journal in the run folder is always written."""
+
+    name: Literal["mlflow", "journal"]
+    """mlflow adds an MLflow run that mirrors the journal."""
+    uri: str | None
+    """The MLflow store; null is a SQLite file in runs_dir."""
+    experiment: str
+    """The MLflow experiment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Section):
+    """The batch and the loop's cadence."""
+
+    batch_tokens: Count
+    """Tokens in one optimizer step, over all ranks and accumulation."""
+    precision: Literal["fp32", "bf16"]
+    """Of the model's arithmetic; the optimizer always keeps fp32."""
+    log_every: PositiveInt
+    """Steps between two lines of the journal."""
+    eval_every: PositiveInt
+    """Steps between two evaluations."""
+    eval_tokens: Count
+    """Held-out tokens per source in an evaluation during training; the last one takes them all."""
+    checkpoint_every: PositiveInt
+    """Steps between two checkpoints."""
+    keep: PositiveInt
+    """Checkpoints to keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(Section):
+    """How text is sampled, at the end of a run and by task=generate."""
+
+    run: str | None
+    """Folder of a run to continue text with; task=generate needs it."""
+    prompt: str
+    """The text to continue."""
+    max_tokens: PositiveInt
+    """Tokens to add at most."""
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """Divides the logits; 0 takes the likeliest token."""
+    top_k: PositiveInt | None
+    """Sample among this many likeliest tokens; null takes all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Section):
+    """One run, whole and checked."""
+
+    name: Name
+    """Names the run folder, with the digest."""
+    task: Literal["train", "plan", "prepare", "generate"]
+    """What to do."""
+    seed: NonNegativeInt
+    """Of the initialisation and of the data order."""
+    runs_dir: str
+    """Where run folders and the tracker's SQLite file are."""
+    run_dir: str | None
+    """This run's folder; null names it by the digest under runs_dir."""
+    data_dir: str
+    """Where prepared data sets are."""
+    resume: Literal["auto", "never"]
+    """auto goes on from the run folder's newest checkpoint; never sets an earlier run aside and starts over."""
+    init_from: str | None
+    """Folder of a run whose weights to start from; null starts from random ones."""
+    model: Model
+    data: Data
+    budget: Budget
+    parallelism: Parallelism
+    optimizer: Optimizer
+    schedule: Schedule
+    kernels: Kernels
+    hardware: Hardware
+    tracking: Tracking
+    train: Train
+    generate: Generate

@@ -1,0 +1,163 @@
+"""The plan of a run: what it will take, worked out from its configuration with no data, no GPU and no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from tinyllama.config.schema import RunConfig
+from tinyllama.plan.count import FlopsPerToken, Parameters, count_flops, count_parameters
+from tinyllama.plan.horizon import CHINCHILLA_TOKENS_PER_PARAM, budget_tokens, steps_for
+
+FREE_EPOCHS = 4
+"""Repeats up to here cost little (Muennighoff et al. 2023, arXiv 2305.16264)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourcePlan:
+    """One source's part in a run."""
+
+    share: float
+    """Of the training tokens."""
+    tokens: int
+    """Training tokens drawn from it."""
+    unique_tokens: int | None
+    """Training tokens it holds; None where it is neither prepared nor declared."""
+    measured: bool
+    """Whether unique_tokens was counted when the source was prepared, or is only declared."""
+    epochs: float | None
+    """Times it is seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will take."""
+
+    parameters: Parameters
+    flops_per_token: FlopsPerToken
+    tokens_per_step: int
+    sequences_per_step: int
+    accumulation: int
+    world_size: int
+    steps: int
+    tokens: int
+    tokens_per_param: float
+    chinchilla_multiple: float
+    sources: dict[str, SourcePlan]
+    warnings: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for plan.json, derived counts included."""
+        derived = {
+            name: getattr(self.parameters, name) for name in ("total", "without_input_embedding", "without_embeddings")
+        }
+        return {
+            **asdict(self),
+            "parameters": {**asdict(self.parameters), **derived},
+            "flops_per_token": self.flops_per_token.conventions,
+            "training_flops": {name: n * self.tokens for name, n in self.flops_per_token.conventions.items()},
+        }
+
+
+def make_plan(config: RunConfig, *, measured_tokens: Mapping[str, int] | None = None) -> Plan:
+    """Work a run out.
+
+    measured_tokens holds each source's training tokens where the data is prepared; otherwise what the configuration
+    declares stands in. Raises ValueError where the budget cannot be met: value, rule and remedy.
+    """
+    model, data = config.model, config.data
+    unique = {
+        name: measured_tokens[name] if measured_tokens else source.tokens for name, source in data.sources.items()
+    }
+    wanted = budget_tokens(config.budget, model=model, unique_tokens=unique)
+    steps = steps_for(wanted, batch_tokens=config.train.batch_tokens)
+    if steps <= config.schedule.warmup_steps:
+        raise ValueError(
+            f"schedule.warmup_steps: {config.schedule.warmup_steps} leaves nothing of the run's {steps} steps: lower "
+            f"it, raise budget.tokens or lower train.batch_tokens={config.train.batch_tokens}"
+        )
+    tokens = steps * config.train.batch_tokens
+    parameters = count_parameters(model)
+    total_weight = sum(source.weight for source in data.sources.values())
+    sources = {}
+    for name, source in data.sources.items():
+        share = source.weight / total_weight
+        size = unique[name]
+        epochs = share * tokens / size if size else None
+        if epochs is not None and source.max_epochs is not None and epochs > source.max_epochs:
+            raise ValueError(
+                f"data.sources.{name}.max_epochs: the run would repeat it {epochs:.2f} times, more than "
+                f"{source.max_epochs:g}: lower the budget or its weight, or raise the limit"
+            )
+        sources[name] = SourcePlan(
+            share=share,
+            tokens=round(share * tokens),
+            unique_tokens=size,
+            measured=measured_tokens is not None,
+            epochs=epochs,
+        )
+    per_param = tokens / parameters.total
+    sequences = config.train.batch_tokens // model.context
+    return Plan(
+        parameters=parameters,
+        flops_per_token=count_flops(model),
+        tokens_per_step=config.train.batch_tokens,
+        sequences_per_step=sequences,
+        accumulation=sequences // (config.parallelism.micro_batch * config.parallelism.world_size),
+        world_size=config.parallelism.world_size,
+        steps=steps,
+        tokens=tokens,
+        tokens_per_param=per_param,
+        chinchilla_multiple=per_param / CHINCHILLA_TOKENS_PER_PARAM,
+        sources=sources,
+        warnings=tuple(_warnings(per_param, sources)),
+    )
+
+
+def _warnings(tokens_per_param: float, sources: Mapping[str, SourcePlan]) -> Iterator[str]:
+    if tokens_per_param < 1:
+        yield (
+            f"{tokens_per_param:.2g} tokens for each parameter: far too few to learn from "
+            "(budget=chinchilla gives 20, budget=three_epochs what the paper had)"
+        )
+    for name, source in sources.items():
+        if source.epochs is not None and source.epochs > FREE_EPOCHS:
+            yield f"{name} is repeated {source.epochs:.1f} times: past {FREE_EPOCHS} epochs repeats teach less and less"
+
+
+def render(plan: Plan, *, title: str) -> Iterator[Table | str]:
+    """The plan as tables and lines for a terminal."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    groups = ("embedding", "attention", "mlp", "norms", "head")
+    for group in groups:
+        table.add_row(f"  {group}", f"{getattr(plan.parameters, group):>17,}", "")
+    table.add_row(
+        "parameters", f"{plan.parameters.total:>17,}", f"{plan.parameters.without_embeddings:,} in the blocks"
+    )
+    table.add_row("batch", f"{plan.tokens_per_step:>17,}", "tokens a step")
+    sequences = f"{plan.accumulation} accumulated x {plan.world_size} ranks"
+    table.add_row("  sequences", f"{plan.sequences_per_step:>17,}", sequences)
+    table.add_row("steps", f"{plan.steps:>17,}", "")
+    multiple = f"{plan.tokens_per_param:,.1f} a parameter, {plan.chinchilla_multiple:,.2f} x Chinchilla"
+    table.add_row("tokens", f"{plan.tokens:>17,}", multiple)
+    for convention, flops in plan.flops_per_token.conventions.items():
+        table.add_row("FLOPs a token", f"{flops:>17,}", convention)
+    yield table
+    mixture = Table(box=None)
+    for column in ("source", "share", "tokens", "unique tokens", "epochs"):
+        mixture.add_column(column, justify="left" if column == "source" else "right")
+    for name, source in plan.sources.items():
+        unique = "not known" if source.unique_tokens is None else f"{source.unique_tokens:,}"
+        mixture.add_row(
+            name,
+            f"{source.share:.1%}",
+            f"{source.tokens:,}",
+            unique if source.measured or source.unique_tokens is None else f"about {unique}",
+            "not known" if source.epochs is None else f"{source.epochs:.3f}",
+        )
+    yield mixture
+    for warning in plan.warnings:
+        yield f"warning: {warning}"
