@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import types
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -16,11 +17,11 @@ from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from tinyllama.config.rules import broken_rules
-from tinyllama.config.schema import RunConfig
+from tinyllama.config.schema import PATTERNS, RunConfig
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ def load(composed: DictConfig) -> RunConfig:
     """Check a composed configuration and freeze it. Raises ConfigError with every mistake in it."""
     try:
         container = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError([Problem(error.full_key or "config", "is missing: set it")]) from error
     except OmegaConfBaseException as error:
         raise ConfigError([Problem(error.full_key or "config", str(error.msg or error).splitlines()[0])]) from error
     assert isinstance(container, dict)
@@ -88,37 +91,67 @@ def _explain(section: str, error: ValidationError) -> Iterator[Problem]:
             yield Problem(key, _reword(key, item))
 
 
+_PLAIN = {
+    "be an object": "be a section of keys",
+    "be a valid array": "be a list, as in [a, b]",
+    "be a valid boolean": "be true or false",
+    "be a valid integer": "be a whole number",
+    "be a valid number": "be a number",
+    "be a valid string": "be text",
+}
+
+
 def _reword(key: str, item: Any) -> str:
-    value, context = item["input"], item.get("ctx", {})
+    value, context = _shown(key, item["input"]), item.get("ctx", {})
+    rule = str(item["msg"]).partition(" should ")[2]
     match item["type"]:
         case "unexpected_keyword_argument":
             return unknown_key(key)
         case "missing" | "missing_keyword_only_argument" if isinstance(item["loc"][-1], int):
-            return f"{value!r} holds too few values: it needs {item['loc'][-1] + 1}"
+            return f"{value} holds too few values: it needs {item['loc'][-1] + 1}"
         case "missing" | "missing_keyword_only_argument":
             return "is missing: set it"
         case "literal_error":
             expected = str(context["expected"]).replace("'", "")
-            near = difflib.get_close_matches(str(value), expected.replace(" or ", ", ").split(", "), n=1)
-            return f"{value!r} is not one of {expected}" + (f"; did you mean {near[0]}?" if near else "")
+            choices = expected.replace(" or ", ", ").split(", ")
+            near = difflib.get_close_matches(str(item["input"]), choices, n=1, cutoff=0.7) if len(choices) > 1 else []
+            return f"{value} should be {expected}" + (f"; did you mean {near[0]}?" if near else "")
         case "string_pattern_mismatch":
-            return f"{value!r} does not match {context['pattern']}"
+            return f"{value} is not {PATTERNS[context['pattern']]}"
         case "value_error":
             return str(context["error"])
-        case kind if kind.endswith(("_type", "_from_float", "_parsing")):
-            return f"{value!r} is not what belongs here: {_lower(item['msg'].removeprefix('Input '))}"
+        case "too_short":
+            return f"{value} holds too few values: it needs {context['min_length']}"
+        case "too_long":
+            return f"{value} holds too many values: it takes {context['max_length']}"
+        case "int_type" if isinstance(item["input"], float) and item["input"].is_integer():
+            return f"{value} should be a whole number: write {int(item['input'])}"
         case _:
-            return f"{value!r} is out of range: {_lower(item['msg'].removeprefix('Input '))}"
+            return f"{value} should {_PLAIN.get(rule, rule)}"
 
 
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
+def _shown(key: str, value: Any) -> str:
+    """A value as its user wrote it; what stands where a password may is not repeated."""
+    if key == "tracking.uri":
+        return "what is given"
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
 def unknown_key(key: str) -> str:
     """What to say of a dotted key that no run has: the nearest one that exists."""
     near = nearest_key(key)
     return "no such key" + (f"; did you mean {near}?" if near else "; see --cfg job for all that exist")
+
+
+def near_miss(refusal: str) -> str:
+    """Hydra's refusal of a key that is not composed, with the nearest one that exists."""
+    unknown = re.search(r"Could not override '([^'=]+)'", refusal)
+    if unknown is None:
+        return refusal
+    key = unknown[1]
+    # some keys of a source have defaults that no file repeats
+    known = _star(key)[0] in _keys(RunConfig)
+    return f"{key}: {f'is not set by any file: add it, +{key}=VALUE' if known else unknown_key(key)}"
 
 
 def nearest_key(key: str) -> str | None:
@@ -129,7 +162,7 @@ def nearest_key(key: str) -> str | None:
     if whole:
         return whole[0].replace("*", source)
     leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
-    leaf = difflib.get_close_matches(key.rpartition(".")[2], list(leaves), n=1, cutoff=0.75)
+    leaf = difflib.get_close_matches(key.rpartition(".")[2], list(leaves), n=1, cutoff=0.8)
     return leaves[leaf[0]].replace("*", source) if leaf else None
 
 

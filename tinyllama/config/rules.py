@@ -7,7 +7,17 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tinyllama.config.schema import Budget, Data, Generate, Model, Parallelism, Schedule, Source, Train
+from tinyllama.config.schema import (
+    Budget,
+    Data,
+    Generate,
+    Model,
+    Parallelism,
+    Schedule,
+    Source,
+    Tracking,
+    Train,
+)
 
 Broken = Iterator[tuple[str, str]]
 
@@ -44,7 +54,10 @@ def vocabulary_fits(model: Model, data: Data) -> Broken:
             "every token needs a row",
         )
     if data.tokenizer.vocab_size > 2**32:
-        yield "data.tokenizer.vocab_size", f"{data.tokenizer.vocab_size} does not fit the shards' uint32"
+        yield (
+            "data.tokenizer.vocab_size",
+            f"{data.tokenizer.vocab_size} does not fit the shards' uint32: at most {2**32}",
+        )
 
 
 def one_budget(budget: Budget) -> Broken:
@@ -52,10 +65,10 @@ def one_budget(budget: Budget) -> Broken:
     ways = ("tokens", "epochs", "tokens_per_param", "flops")
     chosen = [way for way in ways if getattr(budget, way) is not None]
     if len(chosen) > 1:
-        given = " and ".join(f"{way}={getattr(budget, way):g}" for way in chosen)
+        given = " and ".join(f"{way}={getattr(budget, way)}" for way in chosen)
         wanted = next((way for way in chosen if way != budget.name), chosen[0])
-        remedy = f"choose it by its option too, as in budget={wanted} budget.{wanted}={getattr(budget, wanted):g}"
-        yield "budget", f"{given} are set, exactly one may be: {remedy}"
+        remedy = f"choose its option too, budget={wanted} budget.{wanted}={getattr(budget, wanted)}"
+        yield "budget", f"{given} are set, exactly one may be: {remedy}, or take it back, budget.{wanted}=null"
     if not chosen:
         yield "budget", f"nothing says how long to train: set one of {', '.join(ways)}"
 
@@ -94,6 +107,9 @@ def nodes_meet(parallelism: Parallelism) -> Broken:
             "parallelism.rendezvous",
             f"{parallelism.rendezvous!r} is for several nodes: set parallelism.nodes or leave it out",
         )
+    port = int((parallelism.rendezvous or ":1").rpartition(":")[2])
+    if not 1 <= port <= 65535:
+        yield "parallelism.rendezvous", f"port {port} does not exist: take one of 1 to 65535, such as 29400"
 
 
 def shares_are_visible(data: Data) -> Broken:
@@ -128,18 +144,22 @@ def generate_has_a_run(task: str, generate: Generate) -> Broken:
         yield "generate.run", "is null: say whose weights to use, as in generate.run=runs/NAME"
 
 
-def rates_fit_the_batch(train: Train, model: Model) -> Broken:
+def evaluation_holds_a_sequence(train: Train, model: Model) -> Broken:
     """An evaluation holds at least one sequence."""
     if train.eval_tokens < model.context:
         yield (
             "train.eval_tokens",
-            f"{train.eval_tokens} is less than one sequence of {model.context}: use a multiple of model.context",
+            f"{train.eval_tokens} is less than one sequence: use at least model.context={model.context}",
         )
 
 
-def secrets_stay_out(tracking: Any) -> Broken:
+# a password may hold slashes (SQLAlchemy reads up to the @); digits and a slash alone are a port, the @ part of a path
+_PASSWORD = re.compile(r"://[^/@]*:(?!\d+/)[^@]*@|[?&](password|passwd|pwd|token|secret)=", re.IGNORECASE)
+
+
+def secrets_stay_out(tracking: Tracking) -> Broken:
     """A password in a URI would be written into every run folder."""
-    if tracking.uri and re.search(r"//[^/@]*:[^/@]*@", tracking.uri):
+    if tracking.uri and _PASSWORD.search(tracking.uri):
         yield (
             "tracking.uri",
             "holds a password, which run folders would keep: leave it out and set "
@@ -157,6 +177,6 @@ RULES: tuple[Callable[..., Broken], ...] = (
     shares_are_visible,
     sources_have_raw_files,
     generate_has_a_run,
-    rates_fit_the_batch,
+    evaluation_holds_a_sequence,
     secrets_stay_out,
 )

@@ -30,7 +30,7 @@ def budget_tokens(budget: Budget, *, model: Model, unique_tokens: Mapping[str, i
     unknown = [name for name, tokens in unique_tokens.items() if tokens is None]
     if unknown:
         raise ValueError(
-            f"budget.epochs={budget.epochs:g} needs the size of every source, and that of {', '.join(unknown)} is not "
+            f"budget.epochs: {budget.epochs:g} needs the size of every source, and that of {', '.join(unknown)} is not "
             f"known: prepare the data (task=prepare) or declare data.sources.{unknown[0]}.tokens"
         )
     return Fraction(str(budget.epochs)) * sum(tokens for tokens in unique_tokens.values() if tokens is not None)

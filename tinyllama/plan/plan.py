@@ -70,14 +70,15 @@ def make_plan(config: RunConfig, *, measured_tokens: Mapping[str, int] | None = 
     """
     model, data = config.model, config.data
     unique = {
-        name: measured_tokens[name] if measured_tokens else source.tokens for name, source in data.sources.items()
+        name: source.tokens if measured_tokens is None else measured_tokens[name]
+        for name, source in data.sources.items()
     }
     wanted = budget_tokens(config.budget, model=model, unique_tokens=unique)
     steps = steps_for(wanted, batch_tokens=config.train.batch_tokens)
     if steps <= config.schedule.warmup_steps:
         raise ValueError(
-            f"schedule.warmup_steps: {config.schedule.warmup_steps} leaves nothing of the run's {steps} steps: lower "
-            f"it, raise budget.tokens or lower train.batch_tokens={config.train.batch_tokens}"
+            f"schedule.warmup_steps: {config.schedule.warmup_steps} must be fewer than the run's steps, {steps}: "
+            f"lower it, raise the budget or lower train.batch_tokens={config.train.batch_tokens}"
         )
     tokens = steps * config.train.batch_tokens
     parameters = count_parameters(model)
@@ -134,18 +135,22 @@ def render(plan: Plan, *, title: str) -> Iterator[Table | str]:
     groups = ("embedding", "attention", "mlp", "norms", "head")
     for group in groups:
         table.add_row(f"  {group}", f"{getattr(plan.parameters, group):>17,}", "")
-    table.add_row(
-        "parameters", f"{plan.parameters.total:>17,}", f"{plan.parameters.without_embeddings:,} in the blocks"
-    )
+    table.add_row("parameters", f"{plan.parameters.total:>17,}", "")
+    table.add_row("  no input embedding", f"{plan.parameters.without_input_embedding:>17,}", "")
+    table.add_row("  no embeddings", f"{plan.parameters.without_embeddings:>17,}", "in the blocks and the last norm")
     table.add_row("batch", f"{plan.tokens_per_step:>17,}", "tokens a step")
     sequences = f"{plan.accumulation} accumulated x {plan.world_size} ranks"
     table.add_row("  sequences", f"{plan.sequences_per_step:>17,}", sequences)
     table.add_row("steps", f"{plan.steps:>17,}", "")
     multiple = f"{plan.tokens_per_param:,.1f} a parameter, {plan.chinchilla_multiple:,.2f} x Chinchilla"
     table.add_row("tokens", f"{plan.tokens:>17,}", multiple)
-    for convention, flops in plan.flops_per_token.conventions.items():
-        table.add_row("FLOPs a token", f"{flops:>17,}", convention)
     yield table
+    compute = Table(box=None)
+    for column in ("FLOPs counted as", "a token", "in all"):
+        compute.add_column(column, justify="left" if column == "FLOPs counted as" else "right")
+    for convention, flops in plan.flops_per_token.conventions.items():
+        compute.add_row(convention, f"{flops:,}", f"{flops * plan.tokens:.3e}")
+    yield compute
     mixture = Table(box=None)
     for column in ("source", "share", "tokens", "unique tokens", "epochs"):
         mixture.add_column(column, justify="left" if column == "source" else "right")

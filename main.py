@@ -1,0 +1,337 @@
+"""One command line is one run: composed by Hydra, checked, planned, then trained, or one of the other tasks.
+
+`python main.py --help` lists the groups and their options; README.md says what can be done.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from rich.console import Console
+
+from tinyllama import launch
+from tinyllama.config import resolvers
+from tinyllama.config.load import ConfigError, as_dict, load, near_miss, run_folder
+from tinyllama.config.schema import Generate, RunConfig
+from tinyllama.plan.plan import make_plan, render
+from tinyllama.tracking.record import write_json
+from tinyllama.tracking.store import default_uri, ui_command
+
+if TYPE_CHECKING:
+    from tinyllama.data.manifest import Manifest
+    from tinyllama.engine.zero import TrainState
+    from tinyllama.model.llama import Llama
+    from tinyllama.tracking.mlflow import Status
+    from tinyllama.tracking.tracker import Tracker
+
+ARTIFACTS = ("config.yaml", "plan.json", launch.RESULT, "curve.png")
+console = Console(soft_wrap=True, highlight=False)
+points: list[DictConfig] = []
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def compose(point: DictConfig) -> None:
+    """Hydra calls this once for each point of the command line. It only collects: the program runs them afterwards."""
+    points.append(point)
+
+
+def main() -> int:
+    """Compose, check every point, then run them one after the other. Returns the exit status: 1 failed, 2 refused."""
+    resolvers.register()
+    # Hydra then raises what it would print, and all refusals look alike
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        compose()
+        configs = [load(point) for point in points]
+    except (ConfigError, HydraException) as error:
+        return refuse(near_miss(str(error)))
+    status = 0
+    for number, config in enumerate(configs, start=1):
+        if len(configs) > 1:
+            console.rule(f"{number} of {len(configs)}: {run_folder(config)}", align="left")
+        try:
+            TASKS[config.task](config)
+        except ValueError as error:
+            status = refuse(str(error))
+        except launch.RankError as error:
+            console.print(f"[red]failed[/red] {error}")
+            status = 1
+    return status
+
+
+def refuse(reason: str) -> int:
+    """Say why nothing was done."""
+    for line in reason.splitlines():
+        Console(stderr=True, soft_wrap=True, highlight=False).print("[red]refused[/red]", line)
+    return 2
+
+
+def plan(config: RunConfig) -> None:
+    """task=plan: what the run will take, from the configuration alone."""
+    from tinyllama.data import prepare
+
+    planned = make_plan(config, measured_tokens=_sizes(prepare.find(config.data, data_dir=Path(config.data_dir))))
+    for part in render(planned, title=f"{config.name}: {config.model.name} on {config.data.name}"):
+        console.print(part)
+    folder = run_folder(config)
+    write_json(folder / "plan.json", planned.as_dict())
+    console.print(f"written to {folder / 'plan.json'}")
+
+
+def prepare_data(config: RunConfig) -> Manifest:
+    """task=prepare: raw files to token shards."""
+    from tinyllama.data import prepare
+
+    manifest = prepare.prepare(config.data, data_dir=Path(config.data_dir), report=console.print)
+    for name, source in manifest.sources.items():
+        console.print(
+            f"{name}: {source.train.documents:,} documents, {source.train.tokens:,} tokens to train on, "
+            f"{source.held_out.tokens:,} held out"
+        )
+    return manifest
+
+
+def train(config: RunConfig) -> None:
+    """task=train: prepare what can be prepared on the spot, plan, freeze, start the ranks, tell what came out."""
+    from tinyllama.data import prepare
+
+    data_dir = Path(config.data_dir)
+    manifest = prepare.find(config.data, data_dir=data_dir)
+    if manifest is None and prepare.is_embedded(config.data):
+        manifest = prepare_data(config)
+    if manifest is None:
+        raise ValueError(prepare.missing(config.data, data_dir=data_dir))
+    folder = prepare.dataset_dir(config.data, data_dir=data_dir).resolve()
+    identity = launch.DataIdentity(
+        folder=str(folder),
+        manifest_sha256=sha256((folder / "manifest.json").read_bytes()).hexdigest(),
+        tokenizer_sha256=manifest.tokenizer.sha256,
+    )
+    planned = make_plan(config, measured_tokens=_sizes(manifest))
+    launch.check_init(config, identity)
+    run_dir = run_folder(config)
+    if config.resume == "never" and (aside := launch.set_aside(run_dir)):
+        console.print(f"the earlier run is now {aside}")
+    launch.freeze(run_dir, config, identity)
+    if launch.finished(run_dir):
+        console.print(f"{run_dir} has finished already; resume=never trains it again")
+    else:
+        manifest.verify(folder)
+        write_json(run_dir / "plan.json", planned.as_dict())
+        console.print(
+            f"{run_dir}: {planned.parameters.total:,} parameters, {planned.tokens:,} tokens in {planned.steps:,} steps"
+        )
+        launch.start_ranks(train_rank, run_dir, config.parallelism)
+    from tinyllama.train import outcome
+
+    result = launch.finished(run_dir)
+    assert result is not None  # a rank that fails raises
+    for part in outcome.render(result):
+        console.print(part)
+    console.print(f"run folder: {run_dir}")
+    if config.tracking.name == "mlflow":
+        console.print(f"compare runs: {ui_command(tracking_uri(config))}")
+
+
+def tracking_uri(config: RunConfig) -> str:
+    """Where MLflow keeps this run."""
+    return config.tracking.uri or default_uri(Path(config.runs_dir))
+
+
+def train_rank(run_dir: Path) -> None:
+    """What each rank of a run does: build the parts, run the loop, and on the first rank write down what came out."""
+    import torch
+
+    from tinyllama import kernels
+    from tinyllama.data.loader import HeldOut, Loader
+    from tinyllama.data.manifest import Manifest
+    from tinyllama.data.tokenizer import Tokenizer
+    from tinyllama.engine import checkpoint, distributed
+    from tinyllama.engine.zero import Engine
+    from tinyllama.evaluate.loss import Evaluator
+    from tinyllama.model.llama import Llama
+    from tinyllama.tracking.tracker import Tracker
+    from tinyllama.train import loop, outcome
+    from tinyllama.train.meter import Meter, measured_matmul_flops
+    from tinyllama.train.progress import TrainProgress
+
+    frozen = launch.thaw(run_dir)
+    config, data = frozen.config, Path(frozen.data.folder)
+    layout = config.parallelism
+    ranks = distributed.Ranks.from_environment()
+    device = distributed.use_device(layout.device, ranks, threads=layout.threads, ranks_here=layout.gpus)
+    if ranks.is_first and layout.device == "cpu" and torch.cuda.is_available():
+        console.print("note: a GPU is here and not used; parallelism=single trains on it")
+    manifest = Manifest.load(data)
+    tokenizer = Tokenizer.load(data / manifest.tokenizer.file)
+    planned = make_plan(config, measured_tokens=_sizes(manifest))
+
+    model = Llama(config.model, ops=kernels.select(config.kernels.backend), recompute=layout.recompute)
+    state = starting_state(run_dir, config, model)
+    engine = Engine(
+        model,
+        state=state,
+        parallelism=layout,
+        optimizer=config.optimizer,
+        precision=config.train.precision,
+        accumulation=planned.accumulation,
+        ranks=ranks,
+        device=device,
+    )
+    loader = Loader(
+        manifest,
+        data,
+        weights={name: source.weight for name, source in config.data.sources.items()},
+        context=config.model.context,
+        seed=config.seed,
+        sequences_per_step=planned.sequences_per_step,
+    )
+    evaluator = Evaluator(
+        engine,
+        {name: HeldOut(manifest, data, source=name, context=config.model.context) for name in config.data.sources},
+        token_bytes=tokenizer.token_bytes(),
+        micro_batch=layout.micro_batch,
+    )
+    peak = (config.hardware.peak_tflops or 0) * 1e12 or measured_matmul_flops(device, config.train.precision)
+    meter = Meter(
+        flops_per_token=planned.flops_per_token.causal,
+        peak_flops=peak * ranks.world_size,
+        tokens_per_step=planned.tokens_per_step,
+        steps_left=planned.steps - state.step,
+    )
+    progress = TrainProgress(steps=planned.steps, start=state.step, shown=ranks.is_first)
+    tracker = open_tracker(run_dir, frozen, start=state.step) if ranks.is_first else Tracker()
+
+    def save(step: int) -> None:
+        captured = engine.state(step)
+        if captured is not None:
+            meta = {"tokens": step * planned.tokens_per_step, "digest": frozen.digest}
+            checkpoint.save(run_dir / launch.CHECKPOINTS, captured, meta=meta, keep=config.train.keep)
+        distributed.wait_for_all()
+
+    result = outcome.began(config, digest=frozen.digest, plan=planned, start=state.step)
+    status: Status = "FAILED"
+    try:
+        measured = loop.train(
+            config,
+            plan=planned,
+            start=state.step,
+            engine=engine,
+            loader=loader,
+            evaluator=evaluator,
+            save=save,
+            tracker=tracker,
+            meter=meter,
+            progress=progress,
+        )
+        if ranks.is_first:
+            sample = continue_text(run_dir, config.generate, seed=config.seed)
+            result = outcome.finished(result, manifest=manifest, measured=measured, meter=meter, sample=sample)
+            outcome.draw(run_dir, result)
+        status = "FINISHED"
+    except Exception as error:
+        result = outcome.failed(result, error)
+        raise
+    finally:
+        progress.close()
+        if ranks.is_first:
+            write_json(run_dir / launch.RESULT, result)
+            tracker.tell("end", status=status)
+            tracker.close(status, artifacts=[run_dir / name for name in ARTIFACTS])
+    distributed.leave()
+
+
+def starting_state(run_dir: Path, config: RunConfig, model: Llama) -> TrainState:
+    """Where a run goes on or begins: its newest checkpoint, another run's weights, or random ones."""
+    from tinyllama.engine import checkpoint
+    from tinyllama.engine.zero import TrainState
+    from tinyllama.model.init import initial_weights
+
+    if resumed := checkpoint.newest(run_dir / launch.CHECKPOINTS, report=console.print):
+        return resumed[0]
+    if config.init_from:
+        return TrainState.fresh(
+            checkpoint.load_weights(checkpoint.found(Path(config.init_from) / launch.CHECKPOINTS)[-1])
+        )
+    return TrainState.fresh(initial_weights(model, seed=config.seed))
+
+
+def open_tracker(run_dir: Path, frozen: launch.Frozen, *, start: int) -> Tracker:
+    """The journal of a run, which says where it starts, and the MLflow run that mirrors it."""
+    from tinyllama.tracking.journal import JOURNAL, Journal
+    from tinyllama.tracking.mlflow import MlflowWriter
+    from tinyllama.tracking.tracker import Tracker
+
+    config = frozen.config
+    journal = Journal(run_dir / JOURNAL)
+    journal.write("resume" if start else "start", step=start)
+    mlflow = None
+    if config.tracking.name == "mlflow":
+        mlflow = MlflowWriter(
+            run_dir,
+            uri=tracking_uri(config),
+            experiment=config.tracking.experiment,
+            run_name=run_dir.name,
+            params=as_dict(config),
+            tags={
+                "model": config.model.name,
+                "data": config.data.name,
+                "budget": config.budget.name,
+                "parallelism": config.parallelism.name,
+                "digest": frozen.digest,
+            },
+        )
+    return Tracker(journal, mlflow)
+
+
+def continue_text(run_dir: Path, how: Generate, *, seed: int) -> str:
+    """The prompt and what a run's newest checkpoint makes of it."""
+    from tinyllama import kernels
+    from tinyllama.data.tokenizer import Tokenizer
+    from tinyllama.engine import checkpoint
+    from tinyllama.model.generate import generate
+    from tinyllama.model.llama import Llama
+
+    config = launch.thaw(run_dir).config
+    tokenizer = Tokenizer.load(run_dir / launch.TOKENIZER)
+    places = checkpoint.found(run_dir / launch.CHECKPOINTS)
+    if not places:
+        raise ValueError(f"generate.run: {run_dir} has no checkpoint yet: let it train on")
+    model = Llama(config.model, ops=kernels.select("torch"))
+    model.load_state_dict(checkpoint.load_weights(places[-1]))
+    prompt = tokenizer.encode(how.prompt)
+    tokens = generate(
+        model,
+        prompt,
+        max_tokens=how.max_tokens,
+        temperature=how.temperature,
+        top_k=how.top_k,
+        seed=seed,
+        eos=tokenizer.eos,
+        n_tokens=tokenizer.vocab_size,
+    )
+    return tokenizer.decode([*prompt, *tokens])
+
+
+def generate_text(config: RunConfig) -> None:
+    """task=generate: continue a text with a run's newest weights."""
+    assert config.generate.run is not None  # a rule of the gate
+    print(continue_text(Path(config.generate.run), config.generate, seed=config.seed))
+
+
+def _sizes(manifest: Manifest | None) -> dict[str, int] | None:
+    """Each source's training tokens, where the data is prepared."""
+    return {name: source.train.tokens for name, source in manifest.sources.items()} if manifest else None
+
+
+TASKS = {"train": train, "plan": plan, "prepare": prepare_data, "generate": generate_text}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Steps are the same samples on any ranks, and every token is trained on and scored as promised."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from tinyllama.data.loader import IGNORED, HeldOut, Loader, window_count
+from tinyllama.data.shards import TokenStream
+
+if TYPE_CHECKING:
+    from conftest import Prepared
+
+WEIGHTS = {"web": 0.7, "code": 0.3}
+CONTEXT, SEQUENCES = 32, 16
+
+
+@pytest.fixture(scope="module")
+def loader(prepared: Prepared) -> Loader:
+    return Loader(
+        prepared.manifest, prepared.folder, weights=WEIGHTS, context=CONTEXT, seed=5, sequences_per_step=SEQUENCES
+    )
+
+
+def tokens(prepared: Prepared, name: str, split: str = "train") -> np.ndarray:
+    entry = getattr(prepared.manifest.sources[name], split)
+    stream = TokenStream(prepared.folder, split=entry, tokenizer=prepared.manifest.tokenizer)
+    return stream.windows(np.array([0]), length=len(stream))[0]
+
+
+@pytest.mark.parametrize(("world", "micro_batch"), [(1, 16), (1, 1), (1, 4), (2, 8), (2, 2), (4, 4), (4, 1), (16, 1)])
+def test_a_step_is_the_same_samples_on_any_ranks(loader: Loader, world: int, micro_batch: int) -> None:
+    for step in (0, 1, 77, 1_430_511):
+        whole = loader.batch(step, rank=0, world=1, micro_batch=SEQUENCES).reshape(SEQUENCES, CONTEXT + 1)
+        parts = [loader.batch(step, rank=rank, world=world, micro_batch=micro_batch) for rank in range(world)]
+        assert parts[0].shape == (SEQUENCES // (world * micro_batch), micro_batch, CONTEXT + 1)
+        joined = np.stack(parts, axis=1).reshape(SEQUENCES, CONTEXT + 1)
+        assert (joined == whole).all()
+        assert len(np.unique(whole, axis=0)) > SEQUENCES // 2
+
+
+def test_a_batch_is_the_windows_that_samples_tells(prepared: Prepared, loader: Loader) -> None:
+    texts = [tokens(prepared, name) for name in WEIGHTS]
+    for step in range(40):
+        batch = loader.batch(step, rank=0, world=1, micro_batch=SEQUENCES)[0]
+        for row, source, _, window in zip(batch, *loader.samples(step), strict=True):
+            start = min(window * CONTEXT, len(texts[source]) - CONTEXT - 1)
+            assert (row == texts[source][start : start + CONTEXT + 1]).all()
+
+
+def test_every_token_but_the_first_is_predicted_each_epoch(prepared: Prepared, loader: Loader) -> None:
+    for index, name in enumerate(WEIGHTS):
+        length = len(tokens(prepared, name))
+        predicted = np.zeros((3, length), dtype=int)
+        windows = window_count(length, context=CONTEXT)
+        for step in range(400):
+            for source, epoch, window in zip(*loader.samples(step), strict=True):
+                if source == index and epoch < 3:
+                    start = min(window * CONTEXT, length - CONTEXT - 1)
+                    predicted[epoch, start + 1 : start + CONTEXT + 1] += 1
+        assert (predicted[:, 0] == 0).all()
+        assert (predicted[:, 1:] >= 1).all()
+        # Only where the last window reaches back is a token predicted twice.
+        assert predicted[0].sum() == windows * CONTEXT < length - 1 + CONTEXT
+
+
+def test_window_count() -> None:
+    assert [window_count(tokens, context=4) for tokens in (5, 6, 8, 9, 10)] == [1, 2, 2, 2, 3]
+
+
+def test_seeds_differ_and_steps_do_not_repeat(prepared: Prepared, loader: Loader) -> None:
+    other = Loader(
+        prepared.manifest, prepared.folder, weights=WEIGHTS, context=CONTEXT, seed=6, sequences_per_step=SEQUENCES
+    )
+    first = [loader.batch(step, rank=0, world=1, micro_batch=SEQUENCES) for step in range(5)]
+    assert all((a != b).any() for a, b in pairwise(first))
+    assert (first[0] != other.batch(0, rank=0, world=1, micro_batch=SEQUENCES)).any()
+
+
+def test_what_does_not_fit_is_refused(prepared: Prepared, loader: Loader) -> None:
+    with pytest.raises(
+        ValueError, match=r"a step has 16 sequences, which 3 ranks with micro-batches of 2 do not divide"
+    ):
+        loader.batch(0, rank=0, world=3, micro_batch=2)
+    with pytest.raises(ValueError, match=r"a step has 16 sequences, which 1 ranks with micro-batches of 32 do not"):
+        loader.batch(0, rank=0, world=1, micro_batch=32)
+    length = len(tokens(prepared, "code"))
+    knobs = {"weights": {"code": 1.0}, "seed": 0, "sequences_per_step": 1}
+    Loader(prepared.manifest, prepared.folder, context=length - 1, **knobs)
+    with pytest.raises(
+        ValueError, match=rf"source code has {length:,} training tokens, .* = {length + 1:,}: give it more"
+    ):
+        Loader(prepared.manifest, prepared.folder, context=length, **knobs)
+
+
+@pytest.mark.parametrize("context", [1, 7, 32, 100_000])
+@pytest.mark.parametrize("limit", [None, 1, 50])
+def test_held_out_tokens_are_scored_once_in_order(prepared: Prepared, context: int, limit: int | None) -> None:
+    held_out = HeldOut(prepared.manifest, prepared.folder, source="web", context=context, max_tokens=limit)
+    text = tokens(prepared, "web", "held_out")[:limit]
+    inputs, targets = held_out.take(range(len(held_out)))
+    assert inputs.shape == targets.shape == (len(held_out), context)
+    scored = targets != IGNORED
+    assert (targets[scored] == text).all() and scored.sum() == held_out.tokens == len(text)
+    assert (inputs[scored] == np.concatenate([[prepared.manifest.tokenizer.eos], text[:-1]])).all()
+    assert (scored.sum(axis=1)[:-1] == context).all()
+    for i, window in enumerate([len(held_out) - 1, 0]):
+        part = held_out.take(np.array([len(held_out) - 1, 0]))
+        assert (part[0][i] == inputs[window]).all() and (part[1][i] == targets[window]).all()

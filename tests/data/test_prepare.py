@@ -1,0 +1,262 @@
+"""A prepared set holds exactly the raw text, is found by what determines its tokens, and is whole or absent."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from tinyllama.config.schema import Data, Filter, Source
+from tinyllama.config.schema import Tokenizer as Spec
+from tinyllama.data import prepare as module
+from tinyllama.data import stdlib
+from tinyllama.data.encode import Progress, is_held_out, survey
+from tinyllama.data.formats import read_documents
+from tinyllama.data.manifest import FILE, Manifest
+from tinyllama.data.prepare import dataset_dir, find, is_embedded, missing, prepare
+from tinyllama.data.shards import TokenStream
+from tinyllama.data.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from conftest import Prepared
+
+
+def quiet(line: str) -> None:
+    """Reports nothing."""
+
+
+def texts_in(folder: Path, manifest: Manifest, *, source: str, split: str) -> list[str]:
+    """The documents of a split, decoded from its shards."""
+    tokenizer = Tokenizer.load(folder / manifest.tokenizer.file)
+    stream = TokenStream(folder, split=getattr(manifest.sources[source], split), tokenizer=manifest.tokenizer)
+    ids = stream.windows(np.array([0]), length=len(stream))[0]
+    ends = np.flatnonzero(ids == tokenizer.eos)
+    assert ends[-1] == len(ids) - 1
+    return [tokenizer.decode(part[:-1].tolist()) for part in np.split(ids, ends[:-1] + 1)]
+
+
+def test_shards_hold_the_raw_text_split_in_two(prepared: Prepared) -> None:
+    for name, source in prepared.data.sources.items():
+        documents = list(read_documents(source))
+        assert [document.text for document in documents] == prepared.texts[name]
+        sides = {"train": [], "held_out": []}
+        for document in documents:
+            sides["held_out" if is_held_out(document.key, fraction=0.1) else "train"].append(document.text)
+        for split, expected in sides.items():
+            entry = getattr(prepared.manifest.sources[name], split)
+            assert texts_in(prepared.folder, prepared.manifest, source=name, split=split) == expected
+            assert entry.documents == len(expected) > 0
+            assert entry.bytes == sum(len(text.encode()) for text in expected)
+        joined = "".join(sides["held_out"]).encode()
+        bits = prepared.manifest.sources[name].held_out.gzip_bits_per_byte
+        assert bits == pytest.approx(8 * len(gzip.compress(joined, 9)) / len(joined), rel=1e-12)
+
+
+def test_scored_bytes_are_the_texts(prepared: Prepared) -> None:
+    size = Tokenizer.load(prepared.folder / "tokenizer.model").token_bytes()
+    for source in prepared.manifest.sources.values():
+        for split in (source.train, source.held_out):
+            stream = TokenStream(prepared.folder, split=split, tokenizer=prepared.manifest.tokenizer)
+            assert size[stream.windows(np.array([0]), length=len(stream))].sum(dtype=int) == split.bytes
+
+
+def test_the_split_is_a_fair_hash_of_the_key() -> None:
+    sides = [is_held_out(f"f{i}", fraction=0.1) for i in range(20_000)]
+    assert abs(sum(sides) - 2000) < 6 * (20_000 * 0.1 * 0.9) ** 0.5
+    assert all(is_held_out(f"f{i}", fraction=0.2) for i, held_out in enumerate(sides) if held_out)
+
+
+def test_preparing_again_finds_it_and_elsewhere_repeats_it(prepared: Prepared, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in prepared.folder.rglob("*")}
+    assert prepare(prepared.data, data_dir=prepared.data_dir, report=quiet) == prepared.manifest
+    assert find(prepared.data, data_dir=prepared.data_dir) == prepared.manifest
+    assert missing(prepared.data, data_dir=prepared.data_dir) is None
+    assert {path: path.stat().st_mtime_ns for path in prepared.folder.rglob("*")} == before
+    assert prepare(prepared.data, data_dir=tmp_path, report=quiet) == prepared.manifest
+
+
+def test_a_prepared_set_that_changed_is_refused(prepared: Prepared, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(prepared.folder, tmp_path / prepared.folder.name))
+    (copy / "web" / "train-00000.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"web/train-00000\.bin has 0 bytes, .* prepare it again"):
+        prepare(prepared.data, data_dir=tmp_path, report=quiet)
+
+
+def with_source(data: Data, **knobs: object) -> Data:
+    return dataclasses.replace(data, sources=data.sources | {"web": dataclasses.replace(data.sources["web"], **knobs)})
+
+
+def test_the_folder_is_named_by_what_determines_the_tokens(prepared: Prepared, tmp_path: Path) -> None:
+    data, here = prepared.data, dataset_dir(prepared.data, data_dir=tmp_path)
+    assert here.parent == tmp_path and here.name.startswith("tiny-") and len(here.name) == 5 + 8
+    for same in ({"weight": 9.0}, {"tokens": 5}, {"max_epochs": 2.0}, {"raw": "/elsewhere"}):
+        assert dataset_dir(with_source(data, **same), data_dir=tmp_path) == here
+    rule = Filter(field="meta", not_in=("x",))
+    others = [
+        with_source(data, **knob)
+        for knob in ({"format": "text"}, {"include": "*.x"}, {"text_field": "t"}, {"filter": rule}, {"held_out": 0.2})
+    ]
+    others += [
+        dataclasses.replace(data, tokenizer=dataclasses.replace(data.tokenizer, **knob))
+        for knob in ({"vocab_size": 301}, {"sample_bytes": 1}, {"model": "x", "sha256": "0" * 64})
+    ]
+    assert len({dataset_dir(other, data_dir=tmp_path) for other in [data, *others]}) == 1 + len(others)
+
+
+def test_missing_says_what_where_and_how(prepared: Prepared, tmp_path: Path) -> None:
+    data = with_source(prepared.data, raw=None)
+    folder = dataset_dir(data, data_dir=tmp_path)
+    code = data.sources["code"].raw
+    assert missing(data, data_dir=tmp_path) == (
+        f"data set tiny is not prepared: no shards of web, code in {folder}. Prepare them with: python main.py "
+        f"task=prepare data=tiny data.sources.web.raw=/path/to/web data.sources.code.raw={code}"
+    )
+    assert find(data, data_dir=tmp_path) is None
+    assert not is_embedded(data)
+    assert is_embedded(dataclasses.replace(data, sources={"x": Source(format="stdlib_text", weight=1.0)}))
+
+
+def test_a_given_tokenizer_is_copied_and_checked(prepared: Prepared, tmp_path: Path) -> None:
+    path, sha256 = prepared.folder / "tokenizer.model", prepared.manifest.tokenizer.sha256
+    given = dataclasses.replace(
+        prepared.data, tokenizer=Spec(model=str(path), sha256=None, vocab_size=300, sample_bytes=1)
+    )
+    manifest = prepare(given, data_dir=tmp_path, report=quiet)
+    assert manifest.tokenizer == prepared.manifest.tokenizer and manifest.sources == prepared.manifest.sources
+    stated = dataclasses.replace(given, tokenizer=dataclasses.replace(given.tokenizer, sha256=sha256))
+    assert find(stated, data_dir=tmp_path) == manifest
+    for knobs, message in (
+        ({"sha256": "0" * 64}, "not 0{64}: restore the file or correct the hash"),
+        ({"vocab_size": 32_000}, "has 300 pieces, but data.tokenizer.vocab_size is 32000: set it to 300"),
+    ):
+        wrong = dataclasses.replace(given, tokenizer=dataclasses.replace(given.tokenizer, **knobs))
+        with pytest.raises(ValueError, match=message):
+            prepare(wrong, data_dir=tmp_path / "wrong", report=quiet)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError, OSError])
+def test_nothing_half_written_stays_behind(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+) -> None:
+    def interrupted(line: str) -> None:
+        if line.startswith("web: "):
+            assert len(list(tmp_path.glob(".tiny-*"))) == 1
+            raise stop
+
+    with pytest.raises(stop):
+        prepare(prepared.data, data_dir=tmp_path, report=interrupted)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_dead_processes_left_is_removed(prepared: Prepared, tmp_path: Path) -> None:
+    host = socket.gethostname()
+    dead, alive, far = (
+        tmp_path / f".tiny-00000000.{name}.tmp" for name in (f"{host}.99999999", f"{host}.{os.getppid()}", "other.1")
+    )
+    for folder in (dead, alive, far, tmp_path / f".tiny-00000000.{host}.{os.getpid()}.tmp"):
+        folder.mkdir()
+        (folder / "x").touch()
+    prepare(prepared.data, data_dir=tmp_path, report=quiet)
+    assert sorted(tmp_path.glob(".*")) == sorted([alive, far])
+
+
+def test_the_first_of_two_processes_wins(prepared: Prepared, tmp_path: Path) -> None:
+    final = dataset_dir(prepared.data, data_dir=tmp_path)
+
+    def other_process(line: str) -> None:
+        if line.startswith("code: "):
+            shutil.copytree(prepared.folder, final)
+            (final / "mark").touch()
+
+    assert prepare(prepared.data, data_dir=tmp_path, report=other_process) == prepared.manifest
+    assert (final / "mark").exists() and [path.name for path in tmp_path.iterdir()] == [final.name]
+
+
+def test_errors_name_the_source(prepared: Prepared, make_data: Callable[..., Data], tmp_path: Path) -> None:
+    raw = Path(prepared.data.sources["web"].raw or "")
+    with pytest.raises(
+        ValueError, match=r"data\.sources\.web: none of its 120 documents is held out .*: raise held_out"
+    ):
+        prepare(make_data({"web": raw}, held_out=1e-9), data_dir=tmp_path, report=quiet)
+    with pytest.raises(ValueError, match=r"data\.sources\.code: raw folder .*gone does not exist"):
+        prepare(make_data({"web": raw, "code": tmp_path / "gone"}), data_dir=tmp_path, report=quiet)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_training_text_is_refused(prepared: Prepared, make_data: Callable[..., Data], tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.jsonl").write_text('{"text": ""}\n')
+    spec = Spec(model=str(prepared.folder / "tokenizer.model"), sha256=None, vocab_size=300, sample_bytes=1)
+    with pytest.raises(ValueError, match=r"data\.sources\.web: [01] documents are left for training, too few"):
+        prepare(make_data({"web": tmp_path / "raw"}, tokenizer=spec), data_dir=tmp_path, report=quiet)
+
+
+def test_the_sample_is_even_bounded_and_of_training_text_only(prepared: Prepared) -> None:
+    source = dataclasses.replace(prepared.data.sources["web"], held_out=0.3)
+    found = survey(source, sample_bytes=3_000, progress=Progress("x", quiet))
+    documents = {document.text: document.key for document in read_documents(source)}
+    assert found.documents == 120
+    assert 2_000 < sum(len(piece.encode()) for piece in found.sample) <= 3_000
+    keys = [documents[piece] for piece in found.sample]
+    assert not any(is_held_out(key, fraction=0.3) for key in keys)
+    assert {key.split(":")[0] for key in keys} == {"a.jsonl", "b/c.jsonl"}
+    everything = survey(source, sample_bytes=10**9, progress=Progress("x", quiet))
+    train = [text for text, key in documents.items() if text and not is_held_out(key, fraction=0.3)]
+    assert sorted(everything.sample) == sorted(train)
+
+
+def test_progress_is_arithmetic() -> None:
+    progress = Progress("encoding code", quiet, total=300)
+    progress.add(documents=100, bytes=20_000_000, tokens=6_000_000)
+    assert progress.line(4.0) == "encoding code: 100 documents, 5.0 MB/s, 1.50 M tokens/s, 8 s left"
+
+
+def test_progress_is_reported_about_every_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, lines = [0.0], []
+    monkeypatch.setattr("tinyllama.data.encode.time.monotonic", lambda: now[0])
+    progress = Progress("x", lines.append, _began=0.0, _reported=0.0)
+    for tick in range(1, 11):
+        now[0] = tick / 2
+        progress.add(documents=1, bytes=1)
+    assert [line.split(",")[0] for line in lines] == ["x: 4 documents", "x: 8 documents"]
+
+
+def test_the_standard_library_splits_code_and_docstrings_by_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = stdlib._files
+    monkeypatch.setattr(stdlib, "_files", lambda root: [p for p in files(root) if p.parent.name in ("json", "email")])
+    for cached in (stdlib._library, stdlib.code, stdlib.prose):
+        cached.cache_clear()
+    sources = {
+        "text": Source(format="stdlib_text", weight=7.0, held_out=0.2),
+        "code": Source(format="stdlib_code", weight=3.0, held_out=0.2),
+    }
+    spec = Spec(model=None, sha256=None, vocab_size=600, sample_bytes=100_000)
+    data = Data(name="stdlib", tokenizer=spec, sources=sources)
+    lines: list[str] = []
+    try:
+        manifest = prepare(data, data_dir=tmp_path, report=lines.append)
+        folder = dataset_dir(data, data_dir=tmp_path)
+        documents = {name: list(read_documents(source)) for name, source in sources.items()}
+    finally:
+        for cached in (stdlib._library, stdlib.code, stdlib.prose):
+            cached.cache_clear()
+    side: dict[str, str] = {}
+    for name, read in documents.items():
+        for split in ("train", "held_out"):
+            texts = set(texts_in(folder, manifest, source=name, split=split))
+            keys = {document.key for document in read if document.text in texts}
+            assert keys
+            assert all(side.setdefault(key, split) == split for key in keys)
+    assert len(side) == len({document.key for read in documents.values() for document in read})
+    assert any(line.startswith("training a tokenizer of 600 pieces") for line in lines)
+    assert (folder / FILE).is_file() and manifest.tokenizer.file == module.TOKENIZER_FILE

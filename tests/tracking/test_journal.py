@@ -1,0 +1,85 @@
+"""The journal: what a crash may do to it, and which of its lines count."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from tinyllama.tracking.journal import Journal, finite, read
+
+
+def steps(path: Path, *, kind: str = "train") -> list[tuple[int, float]]:
+    return [(record["step"], record["loss"]) for record in read(path) if record["kind"] == kind]
+
+
+def test_lines_come_back_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+    with Journal(path) as journal:
+        start = journal.write("start", digest="abc")
+        line = journal.write("eval", step=3, tokens=96, losses={"code": 1.5})
+        assert read(path) == [start, line], "a line must be in the file before write returns"
+    assert line["kind"] == "eval"
+    assert line["time"] >= start["time"] > 1.7e9
+
+
+@pytest.mark.parametrize("torn", [b'{"kind": "tr', b'{"kind": "train", "step": 3}', b"\0\0\0"])
+def test_a_torn_last_line_is_cut_and_the_next_line_starts_clean(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with Journal(path) as journal:
+        journal.write("train", step=1, tokens=32, loss=2.0)
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn)
+    assert steps(path) == [(1, 2.0)], "a reader leaves an unfinished line out"
+    with Journal(path) as journal:
+        assert path.read_bytes() == whole
+        journal.write("train", step=2, tokens=64, loss=1.0)
+    assert steps(path) == [(1, 2.0), (2, 1.0)]
+
+
+def test_a_broken_line_in_the_middle_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "start"}\n{"kind": "tr\n{"kind": "end"}\n')
+    with pytest.raises(
+        ValueError, match=r"metrics.jsonl, line 2: '\{\"kind\": \"tr' is no JSON object with a kind; rest"
+    ):
+        read(path)
+
+
+def test_lines_that_a_resume_took_again_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with Journal(path) as journal:
+        for step in (1, 2, 3, 4):
+            journal.write("train", step=step, tokens=step, loss=float(step))
+        journal.write("eval", step=4, tokens=4, loss=4.0)
+        journal.write("checkpoint", step=4)
+        journal.write("resume", step=2)
+        for step in (3, 4):
+            journal.write("train", step=step, tokens=step, loss=10.0 + step)
+        journal.write("resume", step=3)
+        journal.write("train", step=4, tokens=4, loss=24.0)
+    assert steps(path) == [(1, 1.0), (2, 2.0), (3, 13.0), (4, 24.0)]
+    assert steps(path, kind="eval") == []
+    kinds = [record["kind"] for record in read(path)]
+    assert kinds == ["train", "train", "checkpoint", "resume", "train", "resume", "train"]
+
+
+def test_a_non_finite_number_is_an_absence_with_a_reason(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with Journal(path) as journal:
+        line = journal.write(
+            "eval", step=1, tokens=32, losses={"code": math.nan, "text": 2.0}, rate=-math.inf, parts=(1.0, math.inf)
+        )
+        known = journal.write("train", step=1, loss=math.nan, mfu=None, reason={"mfu": "no peak"})
+    assert line["losses"] == {"code": None, "text": 2.0}
+    assert line["reason"] == {"losses.code": "nan", "rate": "-inf", "parts.1": "inf"}
+    assert known["reason"] == {"mfu": "no peak", "loss": "nan"}
+    for text in path.read_text().splitlines():
+        json.loads(text, parse_constant=pytest.fail)
+
+
+def test_finite_numbers_are_left_alone() -> None:
+    values = {"loss": 0.0, "step": 3, "ok": True, "none": None, "list": [1.5]}
+    assert finite(values) == values

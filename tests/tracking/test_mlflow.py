@@ -1,0 +1,249 @@
+"""The MLflow writer against a SQLite store, a dead server, a silent one, and three processes that start at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from tinyllama.tracking import mlflow as writer_module
+from tinyllama.tracking.journal import Journal
+from tinyllama.tracking.mlflow import MlflowWriter
+from tinyllama.tracking.store import default_uri, points
+
+# SQLAlchemy 2.1 deprecates a loader that mlflow 3.17 uses while it is imported; it is theirs to change.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+PATIENCE = 60.0
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One runs folder for the module: creating a store takes seconds."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(writer_module, "SEND_EVERY", 0.02)
+    monkeypatch.chdir(tmp_path)
+
+
+def start(run_dir: Path, *, uri: str, **changed: Any) -> MlflowWriter:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    told: dict[str, Any] = {"experiment": "study", "run_name": run_dir.name, "tags": {"digest": "abc"}}
+    told["params"] = {"seed": 1, "model": {"name": "nano"}, "many": {str(i): i for i in range(150)}}
+    return MlflowWriter(run_dir, uri=uri, **(told | changed))
+
+
+def stored(uri: str, run_dir: Path) -> tuple[MlflowClient, Any]:
+    client = MlflowClient(tracking_uri=uri)
+    return client, client.get_run(json.loads((run_dir / "mlflow.json").read_text())["run_id"])
+
+
+def history(uri: str, run_dir: Path, key: str) -> list[tuple[int, float]]:
+    client, run = stored(uri, run_dir)
+    return sorted((metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, key))
+
+
+def train(journal: Journal, writer: MlflowWriter | None, *, first: int, last: int, scale: float = 1.0) -> None:
+    for step in range(first, last + 1):
+        line = journal.write("train", step=step, tokens=32 * step, loss=scale / step)
+        if writer is not None:
+            writer.metrics(step, points(line))
+
+
+def loud(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [entry.getMessage() for entry in caplog.records if entry.levelno >= logging.WARNING]
+
+
+def test_a_run_arrives_whole(
+    runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir, uri = runs_dir / "whole", default_uri(runs_dir)
+    log_batch, params_at_once = MlflowClient.log_batch, []
+
+    def spy(client: MlflowClient, run_id: str, **batch: Any) -> None:
+        params_at_once.append(len(batch.get("params", ())))
+        log_batch(client, run_id, **batch)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", spy)
+    writer = start(run_dir, uri=uri)
+    with Journal(run_dir / "metrics.jsonl") as journal:
+        train(journal, writer, first=1, last=3)
+        # Another millisecond: MLflow itself leaves out a point that is equal in time as well.
+        time.sleep(0.005)
+        line = journal.write("eval", step=3, tokens=96, losses={"code": 1.5, "text": float("nan")})
+        writer.metrics(3, points(line) | {"raw": float("inf")})
+    (run_dir / "config.yaml").write_text("seed: 1\n")
+    writer.close("KILLED", artifacts=[run_dir / "config.yaml", run_dir / "missing.png"], timeout=PATIENCE)
+
+    assert loud(caplog) == []
+    client, run = stored(uri, run_dir)
+    assert (run.info.status, run.info.run_name) == ("KILLED", "whole")
+    assert client.get_experiment(run.info.experiment_id).name == "study"
+    assert run.data.params["model.name"] == "nano"
+    assert len(run.data.params) == 152
+    assert max(params_at_once) == 100, "a server refuses more in one call"
+    assert run.data.tags["digest"] == "abc"
+    assert history(uri, run_dir, "train/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert history(uri, run_dir, "tokens") == [(1, 32.0), (2, 64.0), (3, 96.0)]
+    assert history(uri, run_dir, "eval/code/loss") == [(3, 1.5)]
+    assert not {"eval/text/loss", "raw"} & set(run.data.metrics)
+    assert [artifact.path for artifact in client.list_artifacts(run.info.run_id)] == ["config.yaml"]
+    assert (runs_dir / "mlartifacts" / run.info.run_id / "artifacts" / "config.yaml").exists()
+    assert os.listdir(tmp_path) == [], "nothing may be made in the working folder, ./mlruns least of all"
+
+
+def test_a_resumed_run_goes_on_in_the_same_mlflow_run(runs_dir: Path) -> None:
+    run_dir, uri = runs_dir / "resumed", default_uri(runs_dir)
+    writer = start(run_dir, uri=uri)
+    with Journal(run_dir / "metrics.jsonl") as journal:
+        train(journal, writer, first=1, last=4)
+        writer.close("FAILED", timeout=PATIENCE)
+        former = stored(uri, run_dir)[1]
+        # A process that died before it sent these:
+        train(journal, None, first=5, last=6)
+        journal.write("resume", step=5)
+        writer = start(run_dir, uri=uri, params={"seed": 2, "new": 3}, tags={"digest": "abc", "machine": "b"})
+        deadline = time.monotonic() + PATIENCE
+        while stored(uri, run_dir)[1].info.status != "RUNNING" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert stored(uri, run_dir)[1].info.status == "RUNNING"
+        train(journal, writer, first=6, last=8)
+    writer.close("FINISHED", timeout=PATIENCE)
+    run = stored(uri, run_dir)[1]
+    assert former.info.status == "FAILED"
+    assert (run.info.run_id, run.info.status) == (former.info.run_id, "FINISHED")
+    assert (run.data.params["seed"], run.data.params["new"]) == ("1", "3"), "parameters stay as first logged"
+    assert run.data.tags["machine"] == "b"
+    assert history(uri, run_dir, "train/loss") == [(step, 1 / step) for step in range(1, 9)]
+
+
+def test_another_experiment_is_another_run_and_gets_the_whole_journal(runs_dir: Path) -> None:
+    run_dir, uri = runs_dir / "moved", default_uri(runs_dir)
+    with Journal(run_dir / "metrics.jsonl") as journal:
+        train(journal, None, first=1, last=3)
+    start(run_dir, uri=uri).close("FINISHED", timeout=PATIENCE)
+    first = stored(uri, run_dir)[1].info.run_id
+    start(run_dir, uri=uri, experiment="other").close("FINISHED", timeout=PATIENCE)
+    assert stored(uri, run_dir)[1].info.run_id != first
+    assert history(uri, run_dir, "train/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+
+
+def test_what_found_no_room_is_replayed_without_duplicates(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir, uri = runs_dir / "overflow", default_uri(runs_dir)
+    sent: list[int] = []
+    send = writer_module._Run.send
+
+    def spy(run: Any, batch: Any) -> None:
+        sent.append(len(batch))
+        send(run, batch)
+
+    monkeypatch.setattr(writer_module._Run, "send", spy)
+    writer = start(run_dir, uri=uri, capacity=10)
+    with Journal(run_dir / "metrics.jsonl") as journal:
+        train(journal, writer, first=1, last=1200)
+    writer.close("FINISHED", timeout=PATIENCE)
+    assert history(uri, run_dir, "train/loss") == [(step, 1 / step) for step in range(1, 1201)]
+    assert history(uri, run_dir, "tokens") == [(step, 32.0 * step) for step in range(1, 1201)]
+    assert sum(sent) == 2400, "each number goes over once"
+    assert max(sent) <= 1000
+
+
+@pytest.mark.parametrize("send_every", [0.02, 60.0], ids=["while training", "at close"])
+def test_a_store_that_fails_for_a_while_loses_nothing(
+    runs_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, send_every: float
+) -> None:
+    run_dir, uri = runs_dir / f"outage-{send_every}", default_uri(runs_dir)
+    monkeypatch.setattr(writer_module, "SEND_EVERY", send_every)
+    monkeypatch.setattr(writer_module, "RETRY_EVERY", 0.02)
+    send, failures = writer_module._Run.send, iter([True] * (3 if send_every < 1 else 1))
+
+    def flaky(run: Any, batch: Any) -> None:
+        if next(failures, False):
+            raise OSError("database is locked at postgresql://me:s3cret@host/db")
+        send(run, batch)
+
+    monkeypatch.setattr(writer_module._Run, "send", flaky)
+    writer = start(run_dir, uri=uri)
+    deadline = time.monotonic() + PATIENCE
+    while not writer._run and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    with Journal(run_dir / "metrics.jsonl") as journal:
+        for step in range(1, 11):
+            train(journal, writer, first=step, last=step)
+            time.sleep(0.03)
+    writer.close("FINISHED", timeout=PATIENCE)
+    assert history(uri, run_dir, "train/loss") == [(step, 1 / step) for step in range(1, 11)]
+    warnings = loud(caplog)
+    assert len(warnings) == 1, "a failing store is one warning, however often it fails"
+    assert "OSError: database is locked at postgresql://host/db" in warnings[0]
+    assert "metrics.jsonl" in warnings[0]
+
+
+def test_a_dead_server_neither_raises_nor_delays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{reserved.getsockname()[1]}"
+        began = time.monotonic()
+        writer = start(tmp_path / "run", uri=uri)
+        slowest = 0.0
+        for step in range(2000):
+            before = time.monotonic()
+            writer.metrics(step, {"train/loss": 1.0})
+            slowest = max(slowest, time.monotonic() - before)
+        assert slowest < 0.5
+        writer.close("FINISHED", timeout=15)
+        assert time.monotonic() - began < 16
+    assert "metrics.jsonl" in caplog.text
+    assert f"MLflow at {uri} does not have all of this run" in caplog.text
+
+
+def test_close_gives_up_on_a_silent_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        writer = start(tmp_path / "run", uri=f"http://me:s3cret@127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        writer.close("FINISHED", timeout=0.5)
+        assert 0.4 < time.monotonic() - began < 2
+        writer.close("FAILED")
+    assert caplog.text.count("does not have all of this run") == 1
+    assert "s3cret" not in caplog.text
+
+
+def test_mlflows_own_experiment_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"tracking.experiment=Default: MLflow would put .* choose another name"):
+        start(tmp_path / "run", uri=default_uri(tmp_path), experiment="Default")
+
+
+def test_three_processes_share_one_fresh_store(tmp_path: Path) -> None:
+    uri = default_uri(tmp_path / "fresh")
+    code = (
+        "import sys; from pathlib import Path; from tinyllama.tracking.mlflow import MlflowWriter\n"
+        "run = Path(sys.argv[1]); run.mkdir(parents=True)\n"
+        "writer = MlflowWriter(run, uri=sys.argv[2], experiment='study', run_name=run.name, params={}, tags={})\n"
+        "writer.metrics(1, {'train/loss': 2.0}); writer.close('FINISHED', timeout=60)"
+    )
+    root = Path(writer_module.__file__).parents[2]
+    folders = [tmp_path / "fresh" / name for name in ("a", "b", "c")]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(folder), uri], env=os.environ | {"PYTHONPATH": str(root)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for folder in folders
+    ]  # fmt: skip
+    said = [process.communicate(timeout=PATIENCE)[0] for process in processes]
+    assert said == ["", "", ""], "neither a warning nor MLflow's chatter"
+    for folder in folders:
+        assert stored(uri, folder)[1].info.status == "FINISHED"
+        assert history(uri, folder, "train/loss") == [(1, 2.0)]

@@ -1,0 +1,90 @@
+"""What MLflow is told, and where it is."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tinyllama.tracking import store
+
+
+def test_flatten() -> None:
+    config = {"lr": 3e-4, "name": "x", "on": True, "none": None, "betas": (0.9, 0.95), "data": {"a": {"w": 1}, "e": {}}}
+    assert store.flatten(config) == {
+        "lr": "0.0003",
+        "name": "x",
+        "on": "true",
+        "none": "null",
+        "betas": "[0.9, 0.95]",
+        "data.a.w": "1",
+        "data.e": "{}",
+    }
+    assert store.flatten(store.flatten(config)) == store.flatten(config)
+    assert store.flatten({"long": "x" * 6001}) == {"long": "x" * 6000}
+
+
+def test_points_of_a_train_line() -> None:
+    line = {
+        "kind": "train",
+        "time": 1.5,
+        "step": 3,
+        "tokens": 96,
+        "loss": 2.0,
+        "mfu": None,
+        "reason": {"mfu": "no peak"},
+    }
+    assert store.points(line) == {"tokens": 96.0, "train/loss": 2.0}
+
+
+def test_points_of_an_eval_line() -> None:
+    line = {
+        "kind": "eval",
+        "time": 1.5,
+        "step": 3,
+        "tokens": 96,
+        "losses": {"code": 1.5, "text": None},
+        "bits_per_byte": {"code": 0.5},
+        "reason": {"losses.text": "nan"},
+    }
+    assert store.points(line) == {"tokens": 96.0, "eval/code/loss": 1.5, "eval/code/bits_per_byte": 0.5}
+    assert store.points({"kind": "checkpoint", "time": 1.5, "step": 3}) == {}
+
+
+def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = store.default_uri(Path("my runs"))
+    assert uri == f"sqlite:////{str(tmp_path)[1:]}/my runs/mlflow.db"
+    assert store.sqlite_file(uri) == tmp_path / "my runs" / "mlflow.db"
+    root = (tmp_path / "my runs" / "mlartifacts").as_uri()
+    assert store.artifact_root(uri, runs_dir=Path("elsewhere")) == root
+    stores = ["--backend-store-uri", uri, "--default-artifact-root", root]
+    assert shlex.split(store.ui_command(uri)) == ["mlflow", "ui", *stores, "--host", "127.0.0.1", "--port", "5000"]
+    with pytest.raises(ValueError, match=r"runs_dir=50%: an MLflow URI cannot hold \?, # or %; choose another folder"):
+        store.default_uri(Path("50%"))
+
+
+def test_a_server_keeps_artifacts_and_shows_its_own_page(tmp_path: Path) -> None:
+    uri = "https://me:s3cret@tracker:5000"
+    assert store.artifact_root(uri, runs_dir=tmp_path) is None
+    assert store.sqlite_file(uri) is None
+    assert store.ui_command(uri) == "python -m webbrowser https://tracker:5000"
+    database = "postgresql://me:s3cret@host/db"
+    assert store.artifact_root(database, runs_dir=tmp_path) == (tmp_path / "mlartifacts").as_uri()
+
+
+def test_passwords_are_taken_out() -> None:
+    text = "no route to postgresql://me:s3cret@host/db or https://host/a@b"
+    assert store.without_password(text) == "no route to postgresql://host/db or https://host/a@b"
+
+
+def test_the_package_imports_neither_mlflow_nor_torch() -> None:
+    modules = "journal, record, store, mlflow, curve"
+    code = (
+        f"import sys; from tinyllama.tracking import {modules}; print(sorted({{'mlflow', 'torch'}} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

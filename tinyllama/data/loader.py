@@ -1,0 +1,119 @@
+"""Batches by step number: the same samples whatever the ranks, at any step at once, with nothing to save or restore."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tinyllama.data.manifest import Manifest
+from tinyllama.data.mixture import Mixture, Samples
+from tinyllama.data.shards import TokenStream
+
+IGNORED = -100
+"""Target of a position that is not scored; PyTorch's default for cross-entropy."""
+
+
+def window_count(tokens: int, *, context: int) -> int:
+    """Windows of a training stream: each predicts `context` tokens, and every token but the first is predicted.
+
+    The last window reaches back over the one before it so that it is full.
+    """
+    return -(-(tokens - 1) // context)
+
+
+class Loader:
+    """The training samples of a prepared data set, as a function of the step."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        folder: Path,
+        *,
+        weights: Mapping[str, float],
+        context: int,
+        seed: int,
+        sequences_per_step: int,
+    ) -> None:
+        """Opens the training streams. Raises ValueError where a source has fewer than context + 1 tokens."""
+        self._context, self._sequences = context, sequences_per_step
+        self._streams = [
+            TokenStream(folder, split=manifest.sources[name].train, tokenizer=manifest.tokenizer) for name in weights
+        ]
+        for name, stream in zip(weights, self._streams, strict=True):
+            if len(stream) <= context:
+                raise ValueError(
+                    f"source {name} has {len(stream):,} training tokens, and one sequence takes context + 1 = "
+                    f"{context + 1:,}: give it more documents or use a smaller model.context"
+                )
+        windows = {
+            name: window_count(len(stream), context=context)
+            for name, stream in zip(weights, self._streams, strict=True)
+        }
+        self.mixture = Mixture(weights, windows=windows, seed=seed)
+        """Which sample is which."""
+
+    def batch(self, step: int, *, rank: int, world: int, micro_batch: int) -> np.ndarray:
+        """A rank's sequences of a step, int64 [accumulation, micro_batch, context + 1].
+
+        Position p = (micro * world + rank) * micro_batch + j of the step is the same sample for any world and
+        micro_batch. Raises ValueError where these do not divide the step's sequences.
+        """
+        accumulation, rest = divmod(self._sequences, world * micro_batch)
+        if rest or not accumulation:
+            raise ValueError(
+                f"a step has {self._sequences} sequences, which {world} ranks with micro-batches of {micro_batch} do "
+                "not divide evenly: change train.batch_tokens or parallelism.micro_batch"
+            )
+        micro = np.arange(accumulation)[:, None]
+        positions = (micro * world + rank) * micro_batch + np.arange(micro_batch)
+        samples = self.mixture.locate(step * self._sequences + positions.ravel())
+        out = np.empty((positions.size, self._context + 1), dtype=np.int64)
+        for index, stream in enumerate(self._streams):
+            here = samples.source == index
+            starts = np.minimum(samples.window[here] * self._context, len(stream) - self._context - 1)
+            out[here] = stream.windows(starts, length=self._context + 1)
+        return out.reshape(*positions.shape, self._context + 1)
+
+    def samples(self, step: int) -> Samples:
+        """Source, epoch and window of each sample of a step, by position; source counts in `mixture.names`."""
+        return self.mixture.locate(range(step * self._sequences, (step + 1) * self._sequences))
+
+
+class HeldOut:
+    """The held-out tokens of one source in windows side by side, each token scored exactly once.
+
+    The end token stands before the first, as it does before every later document, so that the first is scored too and
+    the scored tokens' bytes are the split's.
+    """
+
+    def __init__(
+        self, manifest: Manifest, folder: Path, *, source: str, context: int, max_tokens: int | None = None
+    ) -> None:
+        """Opens a source's held-out stream, or its first `max_tokens` tokens."""
+        self._stream = TokenStream(folder, split=manifest.sources[source].held_out, tokenizer=manifest.tokenizer)
+        self._eos, self._context = manifest.tokenizer.eos, context
+        self.context = context
+        self.tokens = min(len(self._stream), max_tokens or len(self._stream))
+        """Tokens that are scored."""
+
+    def __len__(self) -> int:
+        """Windows; the last may be partial."""
+        return -(-self.tokens // self._context)
+
+    def take(self, windows: np.ndarray | range) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of these windows, int64 [n, context] each.
+
+        Where the tokens end within a window its targets are `IGNORED` and its inputs the end token.
+        """
+        shape = (len(windows), self._context)
+        inputs, targets = np.full(shape, self._eos, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
+        for row, window in enumerate(windows):
+            start = int(window) * self._context
+            length = min(self._context, self.tokens - start)
+            targets[row, :length] = self._stream.windows(np.array([start]), length=length)[0]
+            inputs[row, 1:length] = targets[row, : length - 1]
+            if start:
+                inputs[row, 0] = self._stream.windows(np.array([start - 1]), length=1)[0, 0]
+        return inputs, targets

@@ -1,0 +1,1 @@
+"""Ranks, the DeepSpeed engine and checkpoints."""

@@ -1,0 +1,59 @@
+"""The one reader of the variables by which a launcher tells a process its rank, and the sums over ranks."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """Where this process stands among those that train one model."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """What the launcher says. Raises KeyError where no launcher started this process."""
+        return cls(
+            rank=int(os.environ["RANK"]),
+            local_rank=int(os.environ["LOCAL_RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+        )
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+
+def use_device(kind: str, ranks: Ranks, *, threads: int | None, ranks_here: int) -> torch.device:
+    """This rank's device, made the current one; on a CPU its share of the cores, or the given count of threads."""
+    if kind == "cuda":
+        torch.cuda.set_device(ranks.local_rank)
+        return torch.device("cuda", ranks.local_rank)
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // ranks_here))
+    return torch.device("cpu")
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The elementwise sum of every rank's tensor, in place on all of them."""
+    dist.all_reduce(values)
+    return values
+
+
+def wait_for_all() -> None:
+    """Return when every rank has come here."""
+    dist.barrier()
+
+
+def leave() -> None:
+    """Take this process out of its group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

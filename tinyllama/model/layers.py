@@ -1,0 +1,113 @@
+"""The parts of a decoder. Shapes are named as in `kernels.reference`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from tinyllama.config.schema import Model
+from tinyllama.kernels import Ops
+
+KeyValues = tuple[Tensor, Tensor]
+"""The keys and values of the positions so far, each [b, s, k, c]."""
+
+
+@lru_cache(maxsize=8)
+def rope_tables(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of every position's angles, fp32 [length, head_dim / 2].
+
+    Kept out of the module's buffers: an engine that casts a model to bf16 casts its buffers too, and positions past
+    256 are not distinct in bf16.
+    """
+    frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+    return angles.cos().float().to(device), angles.sin().float().to(device)
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalisation with a learnt scale."""
+
+    def __init__(self, width: int, eps: float, ops: Ops) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
+        self.ops = ops
+
+    def forward(self, x_btd: Tensor) -> Tensor:
+        """The scaled x, of its shape."""
+        return self.ops.rms_norm(x_btd, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query self-attention on one packed projection: query heads, key heads, value heads."""
+
+    def __init__(self, shape: Model, ops: Ops) -> None:
+        super().__init__()
+        self.shape = shape
+        self.ops = ops
+        packed = (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim
+        self.qkv = nn.Linear(shape.d_model, packed, bias=False)
+        self.out = nn.Linear(shape.d_model, shape.d_model, bias=False)
+
+    def forward(self, x_btd: Tensor, past: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
+        """What each position gathers, [b, t, d], and the keys and values of all positions so far."""
+        shape = self.shape
+        b, t, d = x_btd.shape
+        start = past[0].shape[1] if past else 0
+        cos, sin = rope_tables(shape.context, shape.head_dim, shape.rope_theta, x_btd.device)
+        packed = self.qkv(x_btd).view(b, t, -1, shape.head_dim)
+        heads = [shape.n_heads, shape.n_kv_heads, shape.n_kv_heads]
+        packed = self.ops.rope(packed, cos[start : start + t], sin[start : start + t], heads[0] + heads[1])
+        q_bthc, k_btkc, v_btkc = torch.split(packed, heads, dim=2)
+        if past:
+            k_btkc, v_btkc = torch.cat((past[0], k_btkc), dim=1), torch.cat((past[1], v_btkc), dim=1)
+        return self.out(self.ops.attention(q_bthc, k_btkc, v_btkc).reshape(b, t, d)), (k_btkc, v_btkc)
+
+
+class MLP(nn.Module):
+    """SwiGLU on one packed projection."""
+
+    def __init__(self, shape: Model, ops: Ops) -> None:
+        super().__init__()
+        self.ops = ops
+        self.gate_up = nn.Linear(shape.d_model, 2 * shape.d_ff, bias=False)
+        self.down = nn.Linear(shape.d_ff, shape.d_model, bias=False)
+
+    def forward(self, x_btd: Tensor) -> Tensor:
+        """[b, t, d]."""
+        down: Tensor = self.down(self.ops.swiglu(self.gate_up(x_btd)))
+        return down
+
+
+class Block(nn.Module):
+    """One decoder layer: each half normalises first and adds to the residual stream."""
+
+    def __init__(self, shape: Model, ops: Ops) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(shape.d_model, shape.norm_eps, ops)
+        self.attention = Attention(shape, ops)
+        self.mlp_norm = RMSNorm(shape.d_model, shape.norm_eps, ops)
+        self.mlp = MLP(shape, ops)
+
+    def forward(self, x_btd: Tensor, past: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
+        """The residual stream past this layer, [b, t, d], and the keys and values of all positions so far."""
+        gathered, present = self.attention(self.attention_norm(x_btd), past)
+        x_btd = x_btd + gathered
+        return x_btd + self.mlp(self.mlp_norm(x_btd)), present
+
+
+class Head(nn.Module):
+    """The output matrix, with the loss beside it so that the logits of a training step need never exist."""
+
+    def __init__(self, shape: Model, ops: Ops) -> None:
+        super().__init__()
+        self.ops = ops
+        self.weight = nn.Parameter(torch.empty(shape.vocab_size, shape.d_model))
+
+    def forward(self, x_btd: Tensor, targets_bt: Tensor | None) -> tuple[Tensor, Tensor] | Tensor:
+        """Mean loss in nats and the count of targets; or, without targets, the logits [b, t, v]."""
+        if targets_bt is None:
+            return x_btd @ self.weight.T
+        return self.ops.linear_cross_entropy(x_btd.flatten(0, 1), self.weight, targets_bt.flatten())

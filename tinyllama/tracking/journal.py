@@ -1,0 +1,97 @@
+"""The journal: one JSON object a line, in `metrics.jsonl`, the truth about a run that everything else is drawn from."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+JOURNAL = "metrics.jsonl"
+
+
+def finite(values: dict[str, Any]) -> dict[str, Any]:
+    """The same values in strict JSON's terms: every non-finite float becomes null, with a reason beside it.
+
+    The reasons are in one mapping, `reason`, from the dotted path of the missing number to `nan`, `inf` or `-inf`;
+    reasons that the values already carry are kept. A missing number is an absence, never 0.0.
+    """
+    reasons: dict[str, str] = {}
+
+    def clean(value: Any, path: str) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(item, f"{path}.{key}") for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(item, f"{path}.{index}") for index, item in enumerate(value)]
+        if isinstance(value, float) and not math.isfinite(value):
+            reasons[path] = str(float(value))
+            return None
+        return value
+
+    cleaned = {key: clean(value, key) for key, value in values.items()}
+    return cleaned | {"reason": reasons | cleaned.get("reason", {})} if reasons else cleaned
+
+
+class Journal:
+    """Appends lines to a run's journal; a context manager.
+
+    Opening it cuts a last line that a crash left unfinished. Every line is handed to the operating system whole before
+    `write` returns, so a killed process loses none. Errors: OSError where the file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = path.open("ab", buffering=0)
+        whole = path.read_bytes().rfind(b"\n") + 1
+        self._file.truncate(whole)
+
+    def write(self, kind: str, /, **values: Any) -> dict[str, Any]:
+        """Appends one line and returns it as written.
+
+        `kind` is start, resume, train, eval, checkpoint or end. Lines of train, eval and resume carry `step`; train and
+        eval carry `tokens` (seen so far). `time` is added, in seconds since 1970. Non-finite floats: see `finite`.
+        """
+        record = finite({"kind": kind, "time": round(time.time(), 3), **values})
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        written = self._file.write(line)
+        if written != len(line):
+            raise OSError(f"{self.path}: wrote {written} of {len(line)} bytes of a line; is the disk full?")
+        return record
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a journal that count, in order.
+
+    A resume at step s supersedes the train and eval lines after step s that were written before it: the run took those
+    steps again. An unfinished last line is left out, so a live run's journal can be read. Errors: FileNotFoundError;
+    ValueError where another line is no JSON object with a kind.
+    """
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            record = json.loads(line)
+            kind, step = record["kind"], record.get("step")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            shown = line[:80].decode(errors="replace")
+            raise ValueError(
+                f"{path}, line {number}: {shown!r} is no JSON object with a kind; restore or remove that line"
+            ) from error
+        if kind == "resume":
+            records = [old for old in records if old["kind"] not in ("train", "eval") or old["step"] <= step]
+        records.append(record)
+    return records

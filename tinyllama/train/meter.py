@@ -1,0 +1,80 @@
+"""Rates: tokens a second, model FLOPs utilisation, time left."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+MFU_CONVENTION = "6N, no input embedding, causal attention"
+"""What every printed MFU counts; see `plan.count.FlopsPerToken`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """How fast training goes."""
+
+    tokens_per_s: float
+    """Over all ranks."""
+    mfu: float
+    """The model's FLOPs over what the devices could do, by MFU_CONVENTION."""
+    seconds_left: float
+    """Of training steps."""
+
+
+class Meter:
+    """Adds up the time of training steps only, so that evaluations and checkpoints do not count as slow training."""
+
+    def __init__(self, *, flops_per_token: int, peak_flops: float, tokens_per_step: int, steps_left: int) -> None:
+        """peak_flops is that of all ranks together, per second."""
+        self._flops_per_token = flops_per_token
+        self._peak_flops = peak_flops
+        self._tokens_per_step = tokens_per_step
+        self._steps_left = steps_left
+        self._steps = 0
+        self._seconds = 0.0
+        self._read = (0, 0.0)
+
+    def add(self, seconds: float) -> None:
+        """One step took so long."""
+        self._steps += 1
+        self._seconds += seconds
+        self._steps_left -= 1
+
+    def read(self) -> Rates:
+        """The rates since they were last read; there has to be a step since then."""
+        steps, seconds = self._read
+        self._read = (self._steps, self._seconds)
+        return self._rates(self._steps - steps, self._seconds - seconds)
+
+    def overall(self) -> Rates | None:
+        """The rates over all steps; None before the first."""
+        return self._rates(self._steps, self._seconds) if self._steps else None
+
+    def _rates(self, steps: int, seconds: float) -> Rates:
+        tokens_per_s = steps * self._tokens_per_step / seconds
+        return Rates(
+            tokens_per_s=tokens_per_s,
+            mfu=tokens_per_s * self._flops_per_token / self._peak_flops,
+            seconds_left=self._steps_left * self._seconds / self._steps,
+        )
+
+
+def measured_matmul_flops(device: torch.device, precision: str, *, size: int = 1024, seconds: float = 0.3) -> float:
+    """Multiply-adds a second, times two, of square matrix products: the best of as many as fit into the time."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        _finish(device)
+        start = time.perf_counter()
+        a @ b
+        _finish(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,82 @@
+"""What came of a run: the contents of result.json, its picture, and what a person is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from tinyllama.config.load import as_dict
+from tinyllama.config.schema import RunConfig
+from tinyllama.data.manifest import Manifest
+from tinyllama.evaluate.loss import SourceLoss
+from tinyllama.plan.plan import Plan
+from tinyllama.tracking.curve import draw_curve
+from tinyllama.tracking.journal import JOURNAL, read
+from tinyllama.tracking.record import environment
+from tinyllama.train.meter import MFU_CONVENTION, Meter
+
+CURVE = "curve.png"
+
+
+def began(config: RunConfig, *, digest: str, plan: Plan, start: int) -> dict[str, Any]:
+    """What is known of a run before its first step."""
+    return {
+        "status": "running",
+        "name": config.name,
+        "digest": digest,
+        "parameters": plan.as_dict()["parameters"],
+        "steps": plan.steps,
+        "tokens": plan.tokens,
+        "resumed_at": start or None,
+        "environment": environment(),
+        "config": as_dict(config),
+    }
+
+
+def finished(
+    begun: Mapping[str, Any], *, manifest: Manifest, measured: Mapping[str, SourceLoss], meter: Meter, sample: str
+) -> dict[str, Any]:
+    """The same with what was learnt, how fast, and a sample of text."""
+    rates = meter.overall()
+    speed = {
+        "tokens_per_s": rates.tokens_per_s if rates else None,
+        "mfu": rates.mfu if rates else None,
+        "mfu_convention": MFU_CONVENTION,
+        "speed_reason": None if rates else "the run had no step left to take when it was resumed",
+    }
+    held_out = {
+        name: {**asdict(loss), "gzip_bits_per_byte": manifest.sources[name].held_out.gzip_bits_per_byte}
+        for name, loss in measured.items()
+    }
+    return {**begun, "status": "finished", "held_out": held_out, **speed, "sample": sample}
+
+
+def failed(begun: Mapping[str, Any], error: BaseException) -> dict[str, Any]:
+    """The same with why it has no numbers."""
+    return {**begun, "status": "failed", "reason": f"{type(error).__name__}: {error}"}
+
+
+def draw(run_dir: Path, result: Mapping[str, Any]) -> None:
+    """The loss curve of a run folder's journal, gzip's bits per byte beside it."""
+    references = {name: source["gzip_bits_per_byte"] for name, source in result["held_out"].items()}
+    tokens = f"{result['parameters']['total']:,} parameters, {result['tokens']:,} tokens"
+    draw_curve(read(run_dir / JOURNAL), run_dir / CURVE, title=f"{result['name']}: {tokens}", references=references)
+
+
+def render(result: Mapping[str, Any]) -> Iterator[Table | str]:
+    """A finished run's losses, speed and sample, for a terminal."""
+    table = Table(box=None)
+    for column in ("held out", "loss (nats)", "bits per byte", "gzip -9", "tokens"):
+        table.add_column(column, justify="left" if column == "held out" else "right")
+    for name, source in result["held_out"].items():
+        numbers = (source[key] for key in ("loss", "bits_per_byte", "gzip_bits_per_byte"))
+        table.add_row(name, *(f"{number:.3f}" for number in numbers), f"{source['tokens']:,}")
+    yield table
+    if result["tokens_per_s"]:
+        yield f"{result['tokens_per_s']:,.0f} tokens/s, MFU {result['mfu']:.1%} ({result['mfu_convention']})"
+    yield "a sample:"
+    yield "\n".join(f"    {line}" for line in result["sample"].splitlines())
