@@ -18,7 +18,7 @@ from rich.console import Console
 
 from tinyllama import launch
 from tinyllama.config import resolvers
-from tinyllama.config.load import ConfigError, as_dict, load, near_miss, run_folder
+from tinyllama.config.load import as_dict, load, near_miss, run_folder
 from tinyllama.config.schema import Generate, RunConfig
 from tinyllama.plan.plan import make_plan, render
 from tinyllama.tracking.record import write_json
@@ -50,7 +50,7 @@ def main() -> int:
     try:
         compose()
         configs = [load(point) for point in points]
-    except (ConfigError, HydraException) as error:
+    except (ValueError, HydraException) as error:  # Hydra's own bad values are plain ValueErrors
         return refuse(near_miss(str(error)))
     status = 0
     for number, config in enumerate(configs, start=1):
@@ -245,6 +245,7 @@ def train_rank(run_dir: Path) -> None:
             write_json(run_dir / launch.RESULT, result)
             tracker.tell("end", status=status)
             tracker.close(status, artifacts=[run_dir / name for name in ARTIFACTS])
+    distributed.wait_for_all()  # until the result is there for every machine's launcher to read
     distributed.leave()
 
 
@@ -271,7 +272,7 @@ def open_tracker(run_dir: Path, frozen: launch.Frozen, *, start: int) -> Tracker
 
     config = frozen.config
     journal = Journal(run_dir / JOURNAL)
-    journal.write("resume" if start else "start", step=start)
+    journal.write("resume" if start else "start", step=start, pid=os.getpid())
     mlflow = None
     if config.tracking.name == "mlflow":
         mlflow = MlflowWriter(

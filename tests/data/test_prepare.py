@@ -215,7 +215,7 @@ def test_the_sample_is_even_bounded_and_of_training_text_only(prepared: Prepared
 
 def test_progress_is_arithmetic() -> None:
     progress = Progress("encoding code", quiet, total=300)
-    progress.add(documents=100, bytes=20_000_000, tokens=6_000_000)
+    progress.add(documents=100, size=20_000_000, tokens=6_000_000)
     assert progress.line(4.0) == "encoding code: 100 documents, 5.0 MB/s, 1.50 M tokens/s, 8 s left"
 
 
@@ -225,7 +225,7 @@ def test_progress_is_reported_about_every_two_seconds(monkeypatch: pytest.Monkey
     progress = Progress("x", lines.append, _began=0.0, _reported=0.0)
     for tick in range(1, 11):
         now[0] = tick / 2
-        progress.add(documents=1, bytes=1)
+        progress.add(documents=1, size=1)
     assert [line.split(",")[0] for line in lines] == ["x: 4 documents", "x: 8 documents"]
 
 

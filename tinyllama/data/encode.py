@@ -43,10 +43,10 @@ class Progress:
     _began: float = field(default_factory=time.monotonic)
     _reported: float = field(default_factory=time.monotonic)
 
-    def add(self, *, documents: int, bytes: int, tokens: int = 0) -> None:
+    def add(self, *, documents: int, size: int, tokens: int = 0) -> None:
         """Counts what was just done."""
         self.documents += documents
-        self.bytes += bytes
+        self.bytes += size
         self.tokens += tokens
         if (now := time.monotonic()) - self._reported >= _PERIOD:
             self._reported = now
@@ -79,7 +79,7 @@ def survey(source: Source, *, sample_bytes: int, progress: Progress) -> Survey:
     kept: list[tuple[int, str]] = []
     size = 0
     for document in read_documents(source):
-        progress.add(documents=1, bytes=len(document.text.encode()))
+        progress.add(documents=1, size=len(document.text.encode()))
         if is_held_out(document.key, fraction=source.held_out):
             continue
         for start in range(0, len(document.text), _PIECE):
@@ -118,7 +118,7 @@ def encode_source(
                     counts[split][index] += amount
                 if split == "held_out":
                     compressed += len(gzip.compress(content))
-                progress.add(documents=1, bytes=len(content), tokens=len(ids) + 1)
+                progress.add(documents=1, size=len(content), tokens=len(ids) + 1)
         splits = {
             split: SplitEntry(tokens=tokens, documents=documents, bytes=size, shards=writers[split].close())
             for split, (tokens, documents, size) in counts.items()

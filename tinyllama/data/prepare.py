@@ -80,7 +80,7 @@ def prepare(data: Data, *, data_dir: Path, report: Callable[[str], None]) -> Man
         try:
             _fill(temporary, data=data, report=report)
             try:
-                os.rename(temporary, final)
+                temporary.rename(final)
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from fractions import Fraction
 
-from tinyllama.config.schema import Budget, Model
+from tinyllama.config.schema import Budget, Model, Schedule
 from tinyllama.plan.count import count_parameters
 
 CHINCHILLA_TOKENS_PER_PARAM = 20
@@ -39,3 +39,10 @@ def budget_tokens(budget: Budget, *, model: Model, unique_tokens: Mapping[str, i
 def steps_for(tokens: Fraction, *, batch_tokens: int) -> int:
     """Optimizer steps that see at least so many tokens: rounded up, so that no budget is undershot."""
     return math.ceil(tokens / batch_tokens)
+
+
+def decay_start(schedule: Schedule, *, steps: int) -> int:
+    """The first step of the final decay; for cosine that is the end of the warmup."""
+    if schedule.decay_fraction is None:
+        return schedule.warmup_steps
+    return steps - round(schedule.decay_fraction * steps)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from tinyllama.config.schema import RunConfig
 from tinyllama.plan.count import FlopsPerToken, Parameters, count_flops, count_parameters
-from tinyllama.plan.horizon import CHINCHILLA_TOKENS_PER_PARAM, budget_tokens, steps_for
+from tinyllama.plan.horizon import CHINCHILLA_TOKENS_PER_PARAM, budget_tokens, decay_start, steps_for
 
 FREE_EPOCHS = 4
 """Repeats up to here cost little (Muennighoff et al. 2023, arXiv 2305.16264)."""
@@ -79,6 +79,11 @@ def make_plan(config: RunConfig, *, measured_tokens: Mapping[str, int] | None = 
         raise ValueError(
             f"schedule.warmup_steps: {config.schedule.warmup_steps} must be fewer than the run's steps, {steps}: "
             f"lower it, raise the budget or lower train.batch_tokens={config.train.batch_tokens}"
+        )
+    if config.schedule.name == "wsd" and decay_start(config.schedule, steps=steps) < config.schedule.warmup_steps:
+        raise ValueError(
+            f"schedule.decay_fraction: {config.schedule.decay_fraction:g} of {steps} steps begins before the warmup of "
+            f"{config.schedule.warmup_steps} ends: lower either of them"
         )
     tokens = steps * config.train.batch_tokens
     parameters = count_parameters(model)

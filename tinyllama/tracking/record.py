@@ -28,7 +28,7 @@ def write_json(path: Path, obj: Any) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     # The rename itself lives in the folder, which has to reach the disk as well.

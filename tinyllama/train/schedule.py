@@ -5,13 +5,7 @@ from __future__ import annotations
 import math
 
 from tinyllama.config.schema import Schedule
-
-
-def decay_start(schedule: Schedule, *, steps: int) -> int:
-    """The first step of the final decay; for cosine that is the end of the warmup."""
-    if schedule.decay_fraction is None:
-        return schedule.warmup_steps
-    return steps - round(schedule.decay_fraction * steps)
+from tinyllama.plan.horizon import decay_start
 
 
 def learning_rate(step: int, *, steps: int, peak: float, schedule: Schedule) -> float:

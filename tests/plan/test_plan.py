@@ -1,0 +1,204 @@
+"""What a run will take, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tinyllama.config.schema import RunConfig
+from tinyllama.plan.plan import Plan, make_plan, render
+
+ROOT = Path(__file__).parents[2]
+
+
+def printed(plan: Plan) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    for part in render(plan, title="a run"):
+        console.print(part)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def refusal(run: RunConfig) -> str:
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - the whole text is compared by the caller
+        make_plan(run)
+    return str(refused.value)
+
+
+@pytest.fixture(scope="session")
+def tinyllama(config: Callable[..., RunConfig]) -> Plan:
+    return make_plan(config("experiment=tinyllama_v1"))
+
+
+def test_the_papers_run_comes_out(tinyllama: Plan) -> None:
+    assert tinyllama.tokens_per_step == 2_097_152
+    assert tinyllama.sequences_per_step == 1024
+    assert tinyllama.world_size == 16
+    assert tinyllama.accumulation == 8
+    assert tinyllama.steps == 1_430_512
+    assert tinyllama.tokens == 3_000_001_101_824
+    assert f"{tinyllama.tokens_per_param:.2f}" == "2727.15"
+    assert f"{tinyllama.chinchilla_multiple:.2f}" == "136.36"
+    slimpajama, starcoder = tinyllama.sources["slimpajama"], tinyllama.sources["starcoder"]
+    assert (slimpajama.share, starcoder.share) == (0.693584, 0.306416)
+    assert (slimpajama.unique_tokens, starcoder.unique_tokens) == (659 * 10**9, 291 * 10**9)
+    assert abs(slimpajama.tokens + starcoder.tokens - tinyllama.tokens) <= 1
+    # the weights are the natural sizes, rounded: 3.158 epochs of 950B, within a thousandth for each source
+    assert [f"{source.epochs:.4f}" for source in (slimpajama, starcoder)] == ["3.1574", "3.1589"]
+    assert tinyllama.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "steps"),  # model=nano with a vocabulary of 4,096 has 1,787,008 parameters
+    [
+        ("", 245),  # 2,000,000 / 8,192 = 244.14
+        ("budget.tokens=2_457_600", 300),  # 300 x 8,192
+        ("budget.tokens=2_457_601", 301),
+        ("budget.tokens=2_457_599", 300),
+        ("budget=epochs", 379),  # 3,100,000 / 8,192 = 378.42
+        ("budget=epochs budget.epochs=0.5", 190),  # 189.21
+        ("budget=three_epochs", 1136),  # 9,300,000 / 8,192 = 1,135.25
+        ("budget=tokens_per_param", 21_815),  # 178,700,800 / 8,192 = 21,814.06
+        ("budget=chinchilla", 4363),  # 35,740,160 / 8,192 = 4,362.81
+        ("budget=flops budget.flops=1e15", 11_385),  # 1e15 / (6 x 1,787,008) = 93,265,765.27; / 8,192 = 11,384.98
+        ("budget=chinchilla train.batch_tokens=16K model.context=250", 2234),  # 35,740,160 / 16,000 = 2,233.76
+    ],
+)
+def test_a_budget_is_rounded_up_to_whole_steps(config: Callable[..., RunConfig], line: str, steps: int) -> None:
+    plan = make_plan(config(*line.split()))
+    assert plan.steps == steps
+    assert plan.tokens == steps * plan.tokens_per_step
+
+
+# in floating point both are a little more than what was written, and a step more would come out
+@pytest.mark.parametrize(("epochs", "steps"), [("0.1", 100), ("1.1", 1100)])
+def test_a_budget_is_exact(config: Callable[..., RunConfig], epochs: str, steps: int) -> None:
+    run = config("budget=epochs", f"budget.epochs={epochs}")
+    assert make_plan(run, measured_tokens={"text": 4_096_000, "code": 4_096_000}).steps == steps
+
+
+def test_every_source_must_have_a_size_where_the_budget_is_in_epochs(config: Callable[..., RunConfig]) -> None:
+    line = "budget=three_epochs ~data.sources.code.tokens ~data.sources.text.tokens"
+    assert refusal(config(*line.split())) == (
+        "budget.epochs: 3 needs the size of every source, and that of text, code is not known: "
+        "prepare the data (task=prepare) or declare data.sources.text.tokens"
+    )
+
+
+def test_an_unknown_size_leaves_epochs_unknown(config: Callable[..., RunConfig]) -> None:
+    plan = make_plan(config("~data.sources.code.tokens"))
+    assert plan.sources["code"].unique_tokens is plan.sources["code"].epochs is None
+    assert plan.sources["code"].tokens == 602_112
+    assert printed(plan).count("not known") == 2
+
+
+def test_more_repeats_than_allowed_are_refused(config: Callable[..., RunConfig]) -> None:
+    # 0.7 x 2,007,040 / 600,000 = 2.3415
+    assert refusal(config("+data.sources.text.max_epochs=2.34")) == (
+        "data.sources.text.max_epochs: the run would repeat it 2.34 times, more than 2.34: "
+        "lower the budget or its weight, or raise the limit"
+    )
+    assert make_plan(config("+data.sources.text.max_epochs=2.342")).steps == 245
+
+
+def test_warmup_ends_within_the_run(config: Callable[..., RunConfig]) -> None:
+    assert refusal(config("schedule.warmup_steps=245")) == (
+        "schedule.warmup_steps: 245 must be fewer than the run's steps, 245: "
+        "lower it, raise the budget or lower train.batch_tokens=8192"
+    )
+    assert make_plan(config("schedule.warmup_steps=244")).steps == 245
+
+
+def test_warnings_say_what_is_unwise(config: Callable[..., RunConfig]) -> None:
+    assert make_plan(config()).warnings == ()
+    assert make_plan(config("budget.tokens=200K")).warnings == (
+        "0.11 tokens for each parameter: far too few to learn from "
+        "(budget=chinchilla gives 20, budget=three_epochs what the paper had)",
+    )
+    plan = make_plan(config("budget.tokens=10M"))
+    assert plan.warnings == ("text is repeated 11.7 times: past 4 epochs repeats teach less and less",)
+    assert f"warning: {plan.warnings[0]}" in printed(plan)
+
+
+def test_what_was_measured_takes_over_from_what_was_declared(config: Callable[..., RunConfig]) -> None:
+    run = config("budget=three_epochs", "schedule.warmup_steps=2")
+    declared, measured = make_plan(run), make_plan(run, measured_tokens={"text": 8192, "code": 40_960})
+    assert (declared.steps, measured.steps) == (1136, 18)
+    assert {name: source.unique_tokens for name, source in measured.sources.items()} == {"text": 8192, "code": 40_960}
+    assert f"{measured.sources['text'].epochs:.3f}" == "12.600"  # 0.7 x 18
+    assert not any(source.measured for source in declared.sources.values())
+    assert all(source.measured for source in measured.sources.values())
+    assert "about 600,000" in printed(declared)
+    assert "about" not in printed(measured)
+
+
+def test_the_plan_is_json(tinyllama: Plan) -> None:
+    plain: dict[str, Any] = json.loads(json.dumps(tinyllama.as_dict()))
+    assert plain.keys() == {field.name for field in dataclasses.fields(Plan)} | {"training_flops"}
+    assert plain["parameters"] == {
+        "embedding": 65_536_000,
+        "attention": 207_618_048,
+        "mlp": 761_266_176,
+        "norms": 92_160,
+        "head": 65_536_000,
+        "total": 1_100_048_384,
+        "without_input_embedding": 1_034_512_384,
+        "without_embeddings": 968_976_384,
+    }
+    assert plain["flops_per_token"]["6N, all parameters, no attention"] == 6_600_290_304
+    assert plain["training_flops"]["6N, all parameters, no attention"] == 6_600_290_304 * 3_000_001_101_824
+    assert plain["training_flops"].keys() == plain["flops_per_token"].keys()
+    assert plain["sources"]["starcoder"]["unique_tokens"] == 291 * 10**9
+
+
+def test_every_number_of_the_plan_is_printed(tinyllama: Plan) -> None:
+    text, plain = printed(tinyllama), tinyllama.as_dict()
+    whole = [*plain["parameters"].values(), *plain["flops_per_token"].values()]
+    whole += [plain[name] for name in ("tokens_per_step", "sequences_per_step", "steps", "tokens")]
+    whole += [source[name] for source in plain["sources"].values() for name in ("tokens", "unique_tokens")]
+    words = [f"{number:,}" for number in whole]
+    words += [f"{flops:.3e}" for flops in plain["training_flops"].values()]
+    words += ["8 accumulated x 16 ranks", "2,727.2 a parameter", "136.36 x Chinchilla"]
+    words += ["69.4%", "30.6%", "3.157", "3.159"]
+    assert [word for word in words if word not in text] == []
+    assert max(len(line) for line in text.splitlines()) <= 100
+    assert "…" not in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("tokens_per_step", "sequences_per_step", "accumulation", "world_size"),
+        *("steps", "tokens", "tokens_per_param", "chinchilla_multiple"),
+    ],
+)
+def test_another_number_prints_otherwise(tinyllama: Plan, name: str) -> None:
+    other = dataclasses.replace(tinyllama, **{name: getattr(tinyllama, name) + 1})
+    assert printed(other) != printed(tinyllama)
+
+
+def test_planning_needs_no_torch() -> None:
+    code = """
+import sys
+from pathlib import Path
+from hydra import compose, initialize_config_dir
+from tinyllama.config import resolvers
+from tinyllama.config.load import load
+from tinyllama.plan.plan import make_plan, render
+resolvers.register()
+with initialize_config_dir(str(Path("conf").absolute()), version_base="1.3"):
+    plan = make_plan(load(compose("config", overrides=["experiment=tinyllama_v1"])))
+list(render(plan, title="a run"))
+print(plan.steps, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1430512", "False"]
