@@ -18,21 +18,21 @@ from rich.console import Console
 
 from tinyllama import launch
 from tinyllama.config import resolvers
-from tinyllama.config.load import as_dict, load, near_miss, run_folder
+from tinyllama.config.load import load, near_miss, run_folder
 from tinyllama.config.schema import Generate, RunConfig
 from tinyllama.plan.plan import make_plan, render
 from tinyllama.tracking.record import write_json
-from tinyllama.tracking.store import default_uri, ui_command
+from tinyllama.tracking.store import tracking_uri, ui_command
 
 if TYPE_CHECKING:
     from tinyllama.data.manifest import Manifest
     from tinyllama.engine.zero import TrainState
     from tinyllama.model.llama import Llama
     from tinyllama.tracking.mlflow import Status
-    from tinyllama.tracking.tracker import Tracker
 
 ARTIFACTS = ("config.yaml", "plan.json", launch.RESULT, "curve.png")
-console = Console(soft_wrap=True, highlight=False)
+# what is printed may hold anything, brackets and colons too: no markup
+console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 points: list[DictConfig] = []
 
 
@@ -60,16 +60,19 @@ def main() -> int:
             TASKS[config.task](config)
         except ValueError as error:
             status = refuse(str(error))
-        except launch.RankError as error:
-            console.print(f"[red]failed[/red] {error}")
+        except (launch.RankError, OSError) as error:
+            console.print("failed", error, style="red")
             status = 1
+        except KeyboardInterrupt:
+            console.print("interrupted: the same command goes on from the last checkpoint")
+            return 130
     return status
 
 
 def refuse(reason: str) -> int:
     """Say why nothing was done."""
     for line in reason.splitlines():
-        Console(stderr=True, soft_wrap=True, highlight=False).print("[red]refused[/red]", line)
+        print("refused", line, file=sys.stderr)
     return 2
 
 
@@ -104,6 +107,7 @@ def train(config: RunConfig) -> None:
 
     data_dir = Path(config.data_dir)
     manifest = prepare.find(config.data, data_dir=data_dir)
+    make_plan(config, measured_tokens=_sizes(manifest))  # what cannot be planned is refused before data is prepared
     if manifest is None and prepare.is_embedded(config.data):
         manifest = prepare_data(config)
     if manifest is None:
@@ -129,20 +133,16 @@ def train(config: RunConfig) -> None:
             f"{run_dir}: {planned.parameters.total:,} parameters, {planned.tokens:,} tokens in {planned.steps:,} steps"
         )
         launch.start_ranks(train_rank, run_dir, config.parallelism)
-    from tinyllama.train import outcome
-
     result = launch.finished(run_dir)
     assert result is not None  # a rank that fails raises
+
+    from tinyllama.train import outcome
+
     for part in outcome.render(result):
         console.print(part)
     console.print(f"run folder: {run_dir}")
     if config.tracking.name == "mlflow":
-        console.print(f"compare runs: {ui_command(tracking_uri(config))}")
-
-
-def tracking_uri(config: RunConfig) -> str:
-    """Where MLflow keeps this run."""
-    return config.tracking.uri or default_uri(Path(config.runs_dir))
+        console.print(f"compare runs: {ui_command(tracking_uri(config.tracking, runs_dir=Path(config.runs_dir)))}")
 
 
 def train_rank(run_dir: Path) -> None:
@@ -207,7 +207,9 @@ def train_rank(run_dir: Path) -> None:
         steps_left=planned.steps - state.step,
     )
     progress = TrainProgress(steps=planned.steps, start=state.step, shown=ranks.is_first)
-    tracker = open_tracker(run_dir, frozen, start=state.step) if ranks.is_first else Tracker()
+    tracker = Tracker()
+    if ranks.is_first:
+        tracker = Tracker.open(run_dir, config=config, digest=frozen.digest, start=state.step)
 
     def save(step: int) -> None:
         captured = engine.state(step)
@@ -262,34 +264,6 @@ def starting_state(run_dir: Path, config: RunConfig, model: Llama) -> TrainState
             checkpoint.load_weights(checkpoint.found(Path(config.init_from) / launch.CHECKPOINTS)[-1])
         )
     return TrainState.fresh(initial_weights(model, seed=config.seed))
-
-
-def open_tracker(run_dir: Path, frozen: launch.Frozen, *, start: int) -> Tracker:
-    """The journal of a run, which says where it starts, and the MLflow run that mirrors it."""
-    from tinyllama.tracking.journal import JOURNAL, Journal
-    from tinyllama.tracking.mlflow import MlflowWriter
-    from tinyllama.tracking.tracker import Tracker
-
-    config = frozen.config
-    journal = Journal(run_dir / JOURNAL)
-    journal.write("resume" if start else "start", step=start, pid=os.getpid())
-    mlflow = None
-    if config.tracking.name == "mlflow":
-        mlflow = MlflowWriter(
-            run_dir,
-            uri=tracking_uri(config),
-            experiment=config.tracking.experiment,
-            run_name=run_dir.name,
-            params=as_dict(config),
-            tags={
-                "model": config.model.name,
-                "data": config.data.name,
-                "budget": config.budget.name,
-                "parallelism": config.parallelism.name,
-                "digest": frozen.digest,
-            },
-        )
-    return Tracker(journal, mlflow)
 
 
 def continue_text(run_dir: Path, how: Generate, *, seed: int) -> str:

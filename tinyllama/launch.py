@@ -18,7 +18,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tinyllama.config.load import as_dict, digest, validate
+from tinyllama.config.load import as_dict, digest, essence, validate
 from tinyllama.config.schema import Parallelism, RunConfig
 from tinyllama.tracking.record import write_json
 
@@ -55,7 +55,7 @@ def freeze(run_dir: Path, config: RunConfig, data: DataIdentity) -> Frozen:
     if (run_dir / CONFIG).exists():
         earlier = thaw(run_dir)
         if earlier.digest != frozen.digest:
-            changed = ", ".join(differences(as_dict(earlier.config), as_dict(config)))
+            changed = ", ".join(differences(essence(earlier.config), essence(config)))
             raise ValueError(
                 f"run_dir: {run_dir} holds a run with another {changed}: choose another run_dir, leave it out so that "
                 "the run gets a folder of its own, or set resume=never to start over"
@@ -164,12 +164,14 @@ def start_ranks(function: Callable[[Path], None], run_dir: Path, parallelism: Pa
         elastic_launch(launch, _rank)(function, run_dir)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        recorded = failure.message
-        if not isinstance(recorded, dict):  # it died without a word, of a signal for one
-            raise RankError(f"rank {rank}: {recorded}") from None
-        report = run_dir / "failure.txt"
-        report.write_text(recorded["extraInfo"]["py_callstack"])
-        raise RankError(f"rank {rank}: {recorded['message']} (traceback in {report})") from None
+        reason = failure.message
+        if isinstance(reason, dict):  # otherwise it died without a word, of a signal for one
+            report = run_dir / "failure.txt"
+            report.write_text(reason["extraInfo"]["py_callstack"])
+            reason = f"{reason['message']} (traceback in {report})"
+        if not (run_dir / RESULT).exists():  # the first rank, which writes it, may have been stopped for another's sake
+            write_json(run_dir / RESULT, {"status": "failed", "reason": f"rank {rank}: {reason}"})
+        raise RankError(f"rank {rank}: {reason}") from None
 
 
 def _rank(function: Callable[[Path], None], run_dir: Path) -> None:

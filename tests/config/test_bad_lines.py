@@ -158,6 +158,7 @@ BETWEEN = [
         "data.sources.slimpajama.raw: is null: say where its raw files are",
     ),
     ("task=generate", "generate.run: is null: say whose weights to use, as in generate.run=runs/NAME"),
+    ("kernels=triton", "kernels.backend: triton has no kernels in this version: use kernels=auto or kernels=torch"),
     ("train.eval_tokens=255", "train.eval_tokens: 255 is less than one sequence: use at least model.context=256"),
 ]
 

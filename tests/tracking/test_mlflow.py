@@ -20,8 +20,6 @@ from tinyllama.tracking.journal import Journal
 from tinyllama.tracking.mlflow import MlflowWriter
 from tinyllama.tracking.store import default_uri, points
 
-# SQLAlchemy 2.1 deprecates a loader that mlflow 3.17 uses while it is imported; it is theirs to change.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 PATIENCE = 60.0
 
 

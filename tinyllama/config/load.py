@@ -20,8 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
+from tinyllama.config.kinds import PATTERNS
 from tinyllama.config.rules import broken_rules
-from tinyllama.config.schema import PATTERNS, RunConfig
+from tinyllama.config.schema import RunConfig
 
 
 @dataclass(frozen=True)
@@ -202,24 +203,29 @@ def as_dict(config: RunConfig) -> dict[str, Any]:
     return plain
 
 
-def digest(config: RunConfig) -> str:
-    """The sha256 of all that determines a run's trajectory, in hex.
+def essence(config: RunConfig) -> dict[str, Any]:
+    """All that determines a run's trajectory, as plain data.
 
     That is seed, initial weights, model, data (but for where the raw files lie and what is only declared about them),
     budget, batch, precision, optimizer and schedule. How the work is spread over GPUs, the kernels, what is logged and
     the names of things are left out: they may differ when a run is resumed.
     """
     whole = as_dict(config)
-    essence = {key: whole[key] for key in ("seed", "init_from", "model", "data", "budget", "optimizer", "schedule")}
-    essence["train"] = {key: whole["train"][key] for key in ("batch_tokens", "precision")}
+    kept = {key: whole[key] for key in ("seed", "init_from", "model", "data", "budget", "optimizer", "schedule")}
+    kept["train"] = {key: whole["train"][key] for key in ("batch_tokens", "precision")}
     for section in ("model", "data", "budget"):
-        del essence[section]["name"]
-    for source in essence["data"]["sources"].values():
+        del kept[section]["name"]
+    for source in kept["data"]["sources"].values():
         for key in ("raw", "tokens", "max_epochs"):
             del source[key]
-    if essence["data"]["tokenizer"]["sha256"]:
-        del essence["data"]["tokenizer"]["model"]  # the file may lie elsewhere tomorrow: its hash says what it is
-    return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()
+    if kept["data"]["tokenizer"]["sha256"]:
+        del kept["data"]["tokenizer"]["model"]  # the file may lie elsewhere tomorrow: its hash says what it is
+    return kept
+
+
+def digest(config: RunConfig) -> str:
+    """The sha256 of a run's essence, in hex: runs with one digest are one run."""
+    return hashlib.sha256(json.dumps(essence(config), sort_keys=True).encode()).hexdigest()
 
 
 def run_folder(config: RunConfig) -> Path:

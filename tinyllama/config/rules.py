@@ -11,6 +11,7 @@ from tinyllama.config.schema import (
     Budget,
     Data,
     Generate,
+    Kernels,
     Model,
     Parallelism,
     Schedule,
@@ -144,6 +145,12 @@ def generate_has_a_run(task: str, generate: Generate) -> Broken:
         yield "generate.run", "is null: say whose weights to use, as in generate.run=runs/NAME"
 
 
+def kernels_exist(task: str, kernels: Kernels) -> Broken:
+    """A backend has kernels to train on."""
+    if task == "train" and kernels.backend == "triton":
+        yield "kernels.backend", "triton has no kernels in this version: use kernels=auto or kernels=torch"
+
+
 def evaluation_holds_a_sequence(train: Train, model: Model) -> Broken:
     """An evaluation holds at least one sequence."""
     if train.eval_tokens < model.context:
@@ -177,6 +184,7 @@ RULES: tuple[Callable[..., Broken], ...] = (
     shares_are_visible,
     sources_have_raw_files,
     generate_has_a_run,
+    kernels_exist,
     evaluation_holds_a_sequence,
     secrets_stay_out,
 )

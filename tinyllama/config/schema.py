@@ -6,54 +6,12 @@ configuration into a `RunConfig` or refuses it; nothing else in the program sees
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
-from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-_SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-
-
-def parse_count(value: Any) -> int:
-    """An exact whole number from `3T`, `2.5M`, `1e9`, `3_000_000` or a plain number.
-
-    Raises ValueError where the value is no number, is negative, is no whole number of units, or begins with a zero:
-    YAML reads 0777 as 511, so nothing else may read it as 777.
-    """
-    problem = f"{value!r} is not a count: write a whole number such as 3_000_000, 1e9, 22B or 3T"
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(problem)
-    text = str(value).strip().replace("_", "")
-    suffix = text[-1:].upper() if text[-1:].upper() in "KMBT" else ""
-    try:
-        number = Decimal(text[:-1] if suffix else text)
-    except InvalidOperation as error:
-        raise ValueError(problem) from error
-    # the digits are bounded before they are written out: 1e999999999T would fill the memory
-    if not number.is_finite() or number < 0 or abs(number.adjusted()) > 30 or re.match(r"[+-]?0\d", text):
-        raise ValueError(problem)
-    exact = Fraction(number) * _SUFFIXES[suffix]
-    if exact.denominator != 1:
-        raise ValueError(problem)
-    return exact.numerator
-
-
-Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-_NAME, _ADDRESS, _SHA256 = r"^[A-Za-z0-9][A-Za-z0-9._-]*$", r"^[A-Za-z0-9_.-]+:\d{1,5}$", r"^[0-9a-f]{64}$"
-PATTERNS = {
-    _NAME: "a name: letters, digits, dots, dashes and underscores, the first a letter or a digit",
-    _ADDRESS: "host:port, as in node1:29400",
-    _SHA256: "a sha256: 64 hex digits in lower case",
-}
-"""What to say of a text that does not match."""
-Name = Annotated[str, Field(pattern=_NAME, max_length=80)]
+from tinyllama.config.kinds import Address, Count, Name, NonNegativeInt, PositiveFloat, PositiveInt, Sha256, Share
 
 
 class Section:
@@ -99,7 +57,7 @@ class Tokenizer(Section):
 
     model: str | None
     """Path of a `tokenizer.model` to use as it is; null trains one."""
-    sha256: Annotated[str, Field(pattern=_SHA256)] | None
+    sha256: Sha256 | None
     """What that file must hash to; null takes any."""
     vocab_size: Annotated[int, Field(ge=300)]
     """Pieces, bytes and control symbols together."""
@@ -181,7 +139,7 @@ class Parallelism(Section):
     """Machines; the same command is started on each."""
     gpus: PositiveInt
     """Ranks a machine: GPUs, or processes where device is cpu."""
-    rendezvous: Annotated[str, Field(pattern=_ADDRESS)] | None
+    rendezvous: Address | None
     """host:port where the launchers of several machines meet; null for one machine."""
     zero_stage: Literal[1, 2, 3]
     """What is sharded over the ranks: 1 optimizer state, 2 also gradients, 3 also parameters (arXiv 1910.02054)."""

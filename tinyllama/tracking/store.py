@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tinyllama.config.schema import Tracking
+
 PARAM_LENGTH = 6000
 """Characters that MLflow keeps of a parameter's value; longer ones are refused."""
 
@@ -25,6 +27,11 @@ def default_uri(runs_dir: Path) -> str:
             f"runs_dir={runs_dir}: an MLflow URI cannot hold ?, # or %; choose another folder or tracking.uri"
         )
     return f"sqlite:///{path}"
+
+
+def tracking_uri(tracking: Tracking, *, runs_dir: Path) -> str:
+    """Where the runs of a configuration are kept."""
+    return tracking.uri or default_uri(runs_dir)
 
 
 def sqlite_file(uri: str) -> Path | None:

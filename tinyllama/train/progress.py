@@ -25,7 +25,7 @@ class TrainProgress:
     """Shows a run's progress; where `shown` is false, as on all ranks but the first, it does nothing."""
 
     def __init__(self, *, steps: int, start: int, shown: bool, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
         self._shown = shown
         self._steps = steps
         self._last = 0.0
@@ -47,12 +47,12 @@ class TrainProgress:
             self._bar.update(self._task, completed=done, description=describe(loss, rates))
         elif self._shown and (time.monotonic() - self._last >= PLAIN_EVERY or done == self._steps):
             self._last = time.monotonic()
-            self._console.print(f"step {done}/{self._steps}  {describe(loss, rates)}", highlight=False)
+            self._console.print(f"step {done}/{self._steps}  {describe(loss, rates)}")
 
     def say(self, line: str) -> None:
         """A line of its own."""
         if self._shown:
-            self._console.print(line, highlight=False)
+            self._console.print(line)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

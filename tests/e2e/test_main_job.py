@@ -1,0 +1,119 @@
+"""The main job, from a bare folder to a tracked result."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tinyllama.data.manifest import Manifest
+from tinyllama.data.shards import TokenStream
+
+if TYPE_CHECKING:
+    from .conftest import Here
+
+
+def test_a_run_prepares_trains_evaluates_and_tells(here: Here, whole: str) -> None:
+    result = here.result("runs/whole")
+    assert result["status"] == "finished"
+    assert result["tokens"] == 245 * 2048
+    assert result["environment"]["packages"]["deepspeed"]
+    for name, source in result["held_out"].items():
+        assert f"{source['loss']:.3f}" in re.search(rf"^ {name} .*$", whole, flags=re.MULTILINE)[0]  # type: ignore[index]
+        manifest = Manifest.load(next((here.folder / "datasets").iterdir()))
+        assert source["tokens"] == manifest.sources[name].held_out.tokens, "all held-out text is scored"
+    for shown in (
+        "training a tokenizer",
+        "step 245/245",
+        "tokens/s",
+        "a sample:",
+        "run folder: runs/whole",
+        "mlflow ui",
+    ):
+        assert shown in whole
+    files = {path.name for path in (here.folder / "runs/whole").iterdir()}
+    assert files >= {"config.json", "config.yaml", "plan.json", "metrics.jsonl", "result.json", "curve.png"}
+    assert "failure.txt" not in files
+
+
+def test_it_learns(here: Here, whole: str) -> None:
+    """Held-out loss ends at least a nat below what the tokens' frequencies alone would give."""
+    folder = next((here.folder / "datasets").iterdir())
+    manifest = Manifest.load(folder)
+    for name, source in manifest.sources.items():
+        streams = {
+            split: TokenStream(folder, split=getattr(source, split), tokenizer=manifest.tokenizer)
+            for split in ("train", "held_out")
+        }
+        counts = {
+            split: np.bincount(stream.windows(np.array([0]), length=len(stream))[0], minlength=1024)
+            for split, stream in streams.items()
+        }
+        # add-one smoothing, so that a token never seen in training does not cost infinity
+        frequencies = (counts["train"] + 1) / (counts["train"].sum() + 1024)
+        unigram = -(counts["held_out"] * np.log(frequencies)).sum() / counts["held_out"].sum()
+        assert here.result("runs/whole")["held_out"][name]["loss"] < unigram - 1
+        assert unigram < math.log(1024)
+
+
+def test_the_same_line_again_trains_nothing(here: Here, whole: str) -> None:
+    journal = here.folder / "runs/whole/metrics.jsonl"
+    before = journal.read_bytes()
+    again = here.run("run_dir=runs/whole")
+    assert "has finished already" in again
+    assert "training a tokenizer" not in again
+    assert "a sample:" in again
+    assert journal.read_bytes() == before
+
+
+def test_mlflow_holds_the_run(here: Here, whole: str) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{here.folder / 'runs/mlflow.db'}")
+    [experiment] = client.search_experiments(filter_string="name = 'tinyllama'")
+    [run] = client.search_runs([experiment.experiment_id], filter_string="attributes.run_name = 'whole'")
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.d_model"] == "64"
+    assert run.data.tags["model"] == "nano"
+    assert run.data.tags["budget"] == "tokens"
+    history = {point.step: point.value for point in client.get_metric_history(run.info.run_id, "train/loss")}
+    assert history == here.losses("runs/whole")
+    assert run.data.metrics["tokens"] == 245 * 2048
+    names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert names == {"config.yaml", "plan.json", "result.json", "curve.png"}
+    assert not (here.folder / "mlruns").exists()
+
+
+def test_generate_continues_a_text(here: Here, whole: str) -> None:
+    text = here.run("task=generate", "generate.run=runs/whole", 'generate.prompt="import "', "generate.temperature=0")
+    assert text.startswith("import ")
+    assert len(text.strip()) > len("import ")
+
+
+def test_a_run_can_start_from_the_weights_of_another(here: Here, whole: str) -> None:
+    here.run("run_dir=runs/more", "init_from=runs/whole", "budget.tokens=50K", "optimizer.lr=1e-6", "seed=2")
+    started, learnt = here.losses("runs/more"), here.losses("runs/whole")
+    assert started[1] < learnt[1] - 2, "it begins where the other ended, not at random"
+    refusal = here.run("run_dir=runs/other", "init_from=runs/whole", "model.n_layers=3", expect=2)
+    assert "init_from: runs/whole has another model.n_layers" in refusal
+    assert not (here.folder / "runs/other").exists()
+
+
+def test_a_changed_run_in_a_named_folder_is_refused(here: Here, whole: str) -> None:
+    refusal = here.run("run_dir=runs/whole", "optimizer.lr=2e-2", "parallelism.micro_batch=8", expect=2)
+    assert "run_dir: runs/whole holds a run with another optimizer.lr: " in refusal
+
+
+def test_the_runs_of_one_line_share_no_process_and_one_failure_stops_no_other(here: Here, whole: str) -> None:
+    out = here.run("-m", "optimizer.lr=1e30,1e-3", "budget.tokens=50K", "tracking=journal", expect=1)
+    assert "the loss is nan" in out or "gradient's norm" in out
+    runs = {path.parent.name for path in (here.folder / "runs").glob("nano-stdlib-*/result.json")}
+    states = {name: here.result(f"runs/{name}")["status"] for name in runs}
+    assert sorted(states.values()) == ["failed", "finished"]
+    from tinyllama.tracking.journal import read
+
+    pids = {read(Path(here.folder / "runs" / name / "metrics.jsonl"))[0]["pid"] for name in runs}
+    assert len(pids) == 2

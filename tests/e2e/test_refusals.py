@@ -1,0 +1,52 @@
+"""What cannot run is refused before anything is loaded: here torch, if touched, would break the import."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from .conftest import Here
+
+
+@pytest.fixture
+def no_torch(tmp_path: Path) -> dict[str, str]:
+    """An environment in which importing torch fails."""
+    (tmp_path / "torch.py").write_text('raise ImportError("torch was touched")\n')
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+def test_missing_data_is_refused_with_the_command_that_prepares_it(here: Here, no_torch: dict[str, str]) -> None:
+    out = here.run("model=1.1b", "data=slimpajama_starcoder", base=(), expect=2, **no_torch)
+    assert "no shards of slimpajama, starcoder in datasets/slimpajama_starcoder-" in out
+    assert "python main.py task=prepare data=slimpajama_starcoder data.sources.slimpajama.raw=" in out
+
+
+def test_the_plan_needs_neither_data_nor_torch(here: Here, no_torch: dict[str, str]) -> None:
+    out = here.run("experiment=tinyllama_v1", "task=plan", "run_dir=runs/planned", base=(), **no_torch)
+    plan = json.loads((here.folder / "runs/planned/plan.json").read_text())
+    assert plan["parameters"]["total"] == 1_100_048_384
+    assert plan["steps"] == 1_430_512
+    assert "1,430,512" in out
+    assert "1,100,048,384" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("optimizer.lrr=1", "optimizer.lrr: no such key; did you mean optimizer.lr?"),
+        ("model=nanoo", "Could not find 'model/nanoo'"),
+        ("sweeps=token_budgets", "Could not find 'sweeps/token_budgets'"),
+        ("kernels=triton", "kernels.backend: triton has no kernels in this version"),
+        ("optimizer.lr=[1", "no viable alternative at input"),
+        ("model=30", "Config group override must be a string or a list. Got int"),
+    ],
+)
+def test_a_bad_line_is_refused(here: Here, no_torch: dict[str, str], line: str, says: str) -> None:
+    out = here.run(line, expect=2, **no_torch)
+    assert says in out
+    assert "refused" in out
+    assert "Traceback" not in out
