@@ -19,7 +19,7 @@ from rich.console import Console
 from tinyllama import launch
 from tinyllama.config import resolvers
 from tinyllama.config.load import load, near_miss, run_folder
-from tinyllama.config.schema import Generate, RunConfig
+from tinyllama.config.schema import RunConfig
 from tinyllama.plan.plan import make_plan, render
 from tinyllama.tracking.record import write_json
 from tinyllama.tracking.store import tracking_uri, ui_command
@@ -71,8 +71,8 @@ def main() -> int:
 
 def refuse(reason: str) -> int:
     """Say why nothing was done."""
-    for line in reason.splitlines():
-        print("refused", line, file=sys.stderr)
+    for line in filter(None, reason.splitlines()):
+        print("refused" if line[0] != "\t" else "       ", line.strip(), file=sys.stderr)
     return 2
 
 
@@ -156,6 +156,7 @@ def train_rank(run_dir: Path) -> None:
     from tinyllama.engine import checkpoint, distributed
     from tinyllama.engine.zero import Engine
     from tinyllama.evaluate.loss import Evaluator
+    from tinyllama.evaluate.sample import continue_text
     from tinyllama.model.llama import Llama
     from tinyllama.tracking.tracker import Tracker
     from tinyllama.train import loop, outcome
@@ -234,11 +235,17 @@ def train_rank(run_dir: Path) -> None:
             progress=progress,
         )
         if ranks.is_first:
-            sample = continue_text(run_dir, config.generate, seed=config.seed)
+            sample = continue_text(
+                config.model,
+                tokenizer=run_dir / launch.TOKENIZER,
+                checkpoints=run_dir / launch.CHECKPOINTS,
+                how=config.generate,
+                seed=config.seed,
+            )
             result = outcome.finished(result, manifest=manifest, measured=measured, meter=meter, sample=sample)
             outcome.draw(run_dir, result)
         status = "FINISHED"
-    except Exception as error:
+    except BaseException as error:
         result = outcome.failed(result, error)
         raise
     finally:
@@ -260,45 +267,24 @@ def starting_state(run_dir: Path, config: RunConfig, model: Llama) -> TrainState
     if resumed := checkpoint.newest(run_dir / launch.CHECKPOINTS, report=console.print):
         return resumed[0]
     if config.init_from:
-        return TrainState.fresh(
-            checkpoint.load_weights(checkpoint.found(Path(config.init_from) / launch.CHECKPOINTS)[-1])
-        )
+        return TrainState.fresh(checkpoint.latest_weights(Path(config.init_from) / launch.CHECKPOINTS))
     return TrainState.fresh(initial_weights(model, seed=config.seed))
-
-
-def continue_text(run_dir: Path, how: Generate, *, seed: int) -> str:
-    """The prompt and what a run's newest checkpoint makes of it."""
-    from tinyllama import kernels
-    from tinyllama.data.tokenizer import Tokenizer
-    from tinyllama.engine import checkpoint
-    from tinyllama.model.generate import generate
-    from tinyllama.model.llama import Llama
-
-    config = launch.thaw(run_dir).config
-    tokenizer = Tokenizer.load(run_dir / launch.TOKENIZER)
-    places = checkpoint.found(run_dir / launch.CHECKPOINTS)
-    if not places:
-        raise ValueError(f"generate.run: {run_dir} has no checkpoint yet: let it train on")
-    model = Llama(config.model, ops=kernels.select("torch"))
-    model.load_state_dict(checkpoint.load_weights(places[-1]))
-    prompt = tokenizer.encode(how.prompt)
-    tokens = generate(
-        model,
-        prompt,
-        max_tokens=how.max_tokens,
-        temperature=how.temperature,
-        top_k=how.top_k,
-        seed=seed,
-        eos=tokenizer.eos,
-        n_tokens=tokenizer.vocab_size,
-    )
-    return tokenizer.decode([*prompt, *tokens])
 
 
 def generate_text(config: RunConfig) -> None:
     """task=generate: continue a text with a run's newest weights."""
+    from tinyllama.evaluate.sample import continue_text
+
     assert config.generate.run is not None  # a rule of the gate
-    print(continue_text(Path(config.generate.run), config.generate, seed=config.seed))
+    run_dir = Path(config.generate.run)
+    text = continue_text(
+        launch.with_checkpoint(run_dir).config.model,
+        tokenizer=run_dir / launch.TOKENIZER,
+        checkpoints=run_dir / launch.CHECKPOINTS,
+        how=config.generate,
+        seed=config.seed,
+    )
+    print(text)
 
 
 def _sizes(manifest: Manifest | None) -> dict[str, int] | None:

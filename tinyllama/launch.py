@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -85,7 +86,7 @@ def check_init(config: RunConfig, data: DataIdentity) -> None:
     """Raise ValueError where the run whose weights are to be started from has another shape or another tokenizer."""
     if config.init_from is None:
         return
-    origin = thaw(Path(config.init_from))
+    origin = with_checkpoint(Path(config.init_from))
     ours, theirs = as_dict(config)["model"], as_dict(origin.config)["model"]
     if changed := [key for key in differences(ours, theirs) if key not in ("name", "context")]:
         raise ValueError(
@@ -97,6 +98,14 @@ def check_init(config: RunConfig, data: DataIdentity) -> None:
             f"init_from: {config.init_from} was trained with another tokenizer: its embeddings mean other tokens; "
             f"set data.tokenizer.model={Path(config.init_from) / TOKENIZER}"
         )
+
+
+def with_checkpoint(run_dir: Path) -> Frozen:
+    """A run that has weights to read. Raises ValueError where the folder holds none yet."""
+    frozen = thaw(run_dir)
+    if not any((run_dir / CHECKPOINTS).glob("step-*")):
+        raise ValueError(f"{run_dir} has no checkpoint yet: let the run train on, or name another")
+    return frozen
 
 
 def differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
@@ -140,6 +149,7 @@ def start_ranks(function: Callable[[Path], None], run_dir: Path, parallelism: Pa
     `function` is a module's own: every rank imports it anew. Several machines meet at `parallelism.rendezvous`. Raises
     RankError where a rank fails; the others are then stopped, and its traceback is in failure.txt.
     """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -150,28 +160,35 @@ def start_ranks(function: Callable[[Path], None], run_dir: Path, parallelism: Pa
     if here:
         # a machine's own name may lead nowhere, and ranks that are all on one machine need none
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    launch = LaunchConfig(
-        min_nodes=parallelism.nodes,
-        max_nodes=parallelism.nodes,
-        nproc_per_node=parallelism.gpus,
-        rdzv_backend="c10d",
-        rdzv_endpoint=parallelism.rendezvous or "localhost:0",
-        run_id=run_dir.name,
-        max_restarts=0,
-        local_addr="localhost" if here else None,
-    )
-    try:
-        elastic_launch(launch, _rank)(function, run_dir)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        reason = failure.message
-        if isinstance(reason, dict):  # otherwise it died without a word, of a signal for one
-            report = run_dir / "failure.txt"
-            report.write_text(reason["extraInfo"]["py_callstack"])
-            reason = f"{reason['message']} (traceback in {report})"
-        if not (run_dir / RESULT).exists():  # the first rank, which writes it, may have been stopped for another's sake
-            write_json(run_dir / RESULT, {"status": "failed", "reason": f"rank {rank}: {reason}"})
-        raise RankError(f"rank {rank}: {reason}") from None
+    with TemporaryDirectory() as folder:  # for what the ranks' launcher records of a failure
+        launch = LaunchConfig(
+            min_nodes=parallelism.nodes,
+            max_nodes=parallelism.nodes,
+            nproc_per_node=parallelism.gpus,
+            rdzv_backend="c10d",
+            rdzv_endpoint=parallelism.rendezvous or "localhost:0",
+            run_id=run_dir.name,
+            max_restarts=0,
+            local_addr="localhost" if here else None,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )
+        try:
+            elastic_launch(launch, _rank)(function, run_dir)
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            raise RankError(f"rank {rank}: {_explain(failure.message, run_dir)}") from None
+
+
+def _explain(message: Any, run_dir: Path) -> str:
+    """What a rank failed of, its traceback kept in failure.txt; the result says so where no rank could write it."""
+    reason = str(message)
+    if isinstance(message, dict):  # otherwise it died without a word, of a signal for one
+        report = run_dir / "failure.txt"
+        report.write_text(message["extraInfo"]["py_callstack"])
+        reason = f"{message['message']} (traceback in {report})"
+    if not (run_dir / RESULT).exists():  # the first rank, which writes it, may have been stopped for another's sake
+        write_json(run_dir / RESULT, {"status": "failed", "reason": reason})
+    return reason
 
 
 def _rank(function: Callable[[Path], None], run_dir: Path) -> None:

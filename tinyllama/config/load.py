@@ -148,7 +148,7 @@ def near_miss(refusal: str) -> str:
     """Hydra's refusal of a key that is not composed, with the nearest one that exists."""
     unknown = re.search(r"Could not override '([^'=]+)'", refusal)
     if unknown is None:
-        return refusal
+        return refusal.partition("\nConfig search path")[0]
     key = unknown[1]
     # some keys of a source have defaults that no file repeats
     known = _star(key)[0] in _keys(RunConfig)

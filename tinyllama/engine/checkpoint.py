@@ -67,8 +67,9 @@ def load(place: Path) -> tuple[TrainState, dict[str, Any]]:
     return TrainState(step=meta["step"], **parts), meta
 
 
-def load_weights(place: Path) -> Weights:
-    """A checkpoint's weights alone. Raises Damaged."""
+def latest_weights(folder: Path) -> Weights:
+    """The weights alone of the newest checkpoint, of which there has to be one. Raises Damaged."""
+    place = found(folder)[-1]
     return _read_part(place, "weights", _read_meta(place))
 
 

@@ -28,7 +28,7 @@ class TrainProgress:
         self._console = console or Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
         self._shown = shown
         self._steps = steps
-        self._last = 0.0
+        self._last = float("-inf")
         self._bar: Progress | None = None
         if shown and self._console.is_terminal:
             columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))

@@ -16,7 +16,7 @@ def learning_rate(step: int, *, steps: int, peak: float, schedule: Schedule) -> 
     2404.06395). Both would reach min_ratio * peak at step `steps`, the first that is not taken.
     """
     if step < schedule.warmup_steps:
-        return peak * (step + 1) / schedule.warmup_steps
+        return peak * ((step + 1) / schedule.warmup_steps)  # in this order the last one is the peak to the bit
     start = decay_start(schedule, steps=steps)
     if step < start:
         return peak

@@ -1,0 +1,48 @@
+# Every target works on a machine that has Python 3.11 or newer and nothing else installed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(INSTALLED) ## make .venv and install the locked dependencies
+
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+demo: $(INSTALLED) ## collect text, train a tokenizer and a small model, show what it learnt
+	$(BIN)/python main.py
+
+study: $(INSTALLED) ## train two sizes on three token budgets each
+	$(BIN)/python main.py sweeps=smoke
+
+ui: $(INSTALLED) ## open the MLflow UI on the runs of this folder, on loopback
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db --host 127.0.0.1 --port 5000
+
+test: $(INSTALLED) ## run the whole test suite
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED) ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: $(INSTALLED) ## write down what is installed, torch and triton left to their ranges
+	$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude tinyllama > requirements.new
+	{ echo "# What make and CI install; written by make lock. torch and triton stay ranges, so that a GPU machine keeps its build."; \
+	  sed -n 's/^    "\(torch>.*\)",$$/\1/p; s/^    "\(triton>.*\)",$$/\1/p' pyproject.toml; \
+	  grep -v -i -E '^(torch|triton|nvidia-|cuda-)' requirements.new; } > requirements.lock
+	rm requirements.new
+
+clean: ## remove the environment and caches; runs and data sets stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache tinyllama.egg-info
+
+.PHONY: help install demo study ui test check lock clean
