@@ -155,6 +155,10 @@ def start_ranks(function: Callable[[Path], None], run_dir: Path, parallelism: Pa
 
     # what it would log of a failure is reported here
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    if parallelism.device == "cpu":
+        # glibc gives large blocks back to the system and asks for them anew at every step: a tenth of a CPU step's time
+        os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
+        os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "1000000000")
     host = (parallelism.rendezvous or "localhost").partition(":")[0]
     here = host in ("localhost", "127.0.0.1")
     if here:

@@ -107,7 +107,7 @@ BETWEEN = [
     ),
     (
         "budget.epochs=3",
-        "budget: tokens=2000000 and epochs=3.0 are set, exactly one may be: choose its option too, "
+        "budget: tokens=1500000 and epochs=3.0 are set, exactly one may be: choose its option too, "
         "budget=epochs budget.epochs=3.0, or take it back, budget.epochs=null",
     ),
     (
@@ -181,7 +181,7 @@ TOGETHER = [
         "model.n_head: no such key; did you mean model.n_heads?\n"
         "kernels.backend: 'tritn' should be auto, torch or triton; did you mean triton?\n"
         "train.lr: no such key; did you mean optimizer.lr?\n"
-        "budget: tokens=2000000 and epochs=3.0 are set, exactly one may be: choose its option too, "
+        "budget: tokens=1500000 and epochs=3.0 are set, exactly one may be: choose its option too, "
         "budget=epochs budget.epochs=3.0, or take it back, budget.epochs=null\n"
         "schedule.decay_fraction: 0.2 means nothing to cosine: choose schedule=wsd",
     ),

@@ -15,8 +15,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from tinyllama.config import schema
+from tinyllama.config.kinds import parse_count
 from tinyllama.config.load import as_dict, digest, load, near_miss, nearest_key, run_folder, validate
-from tinyllama.config.schema import RunConfig, parse_count
+from tinyllama.config.schema import RunConfig
 
 SLIM = "data.sources.slimpajama"
 
@@ -82,7 +83,7 @@ DOES_NOT: list[dict[str, Any]] = [
     {"parallelism.micro_batch": 1},
     {"parallelism.recompute": True},
     {"parallelism.threads": 1},
-    {"kernels.backend": "triton"},
+    {"kernels.backend": "torch"},
     {"hardware.name": "other"},
     {"hardware.peak_tflops": 312.0},
     {"hardware.memory_gb": 80.0},

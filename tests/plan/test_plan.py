@@ -60,7 +60,7 @@ def test_the_papers_run_comes_out(tinyllama: Plan) -> None:
 @pytest.mark.parametrize(
     ("line", "steps"),  # model=nano with a vocabulary of 4,096 has 1,787,008 parameters
     [
-        ("", 245),  # 2,000,000 / 8,192 = 244.14
+        ("budget.tokens=2M", 245),  # 2,000,000 / 8,192 = 244.14
         ("budget.tokens=2_457_600", 300),  # 300 x 8,192
         ("budget.tokens=2_457_601", 301),
         ("budget.tokens=2_457_599", 300),
@@ -95,7 +95,7 @@ def test_every_source_must_have_a_size_where_the_budget_is_in_epochs(config: Cal
 
 
 def test_an_unknown_size_leaves_epochs_unknown(config: Callable[..., RunConfig]) -> None:
-    plan = make_plan(config("~data.sources.code.tokens"))
+    plan = make_plan(config("budget.tokens=2M", "~data.sources.code.tokens"))
     assert plan.sources["code"].unique_tokens is plan.sources["code"].epochs is None
     assert plan.sources["code"].tokens == 602_112
     assert printed(plan).count("not known") == 2
@@ -103,19 +103,19 @@ def test_an_unknown_size_leaves_epochs_unknown(config: Callable[..., RunConfig])
 
 def test_more_repeats_than_allowed_are_refused(config: Callable[..., RunConfig]) -> None:
     # 0.7 x 2,007,040 / 600,000 = 2.3415
-    assert refusal(config("+data.sources.text.max_epochs=2.34")) == (
+    assert refusal(config("budget.tokens=2M", "+data.sources.text.max_epochs=2.34")) == (
         "data.sources.text.max_epochs: the run would repeat it 2.34 times, more than 2.34: "
         "lower the budget or its weight, or raise the limit"
     )
-    assert make_plan(config("+data.sources.text.max_epochs=2.342")).steps == 245
+    assert make_plan(config("budget.tokens=2M", "+data.sources.text.max_epochs=2.342")).steps == 245
 
 
 def test_warmup_ends_within_the_run(config: Callable[..., RunConfig]) -> None:
-    assert refusal(config("schedule.warmup_steps=245")) == (
+    assert refusal(config("budget.tokens=2M", "schedule.warmup_steps=245")) == (
         "schedule.warmup_steps: 245 must be fewer than the run's steps, 245: "
         "lower it, raise the budget or lower train.batch_tokens=8192"
     )
-    assert make_plan(config("schedule.warmup_steps=244")).steps == 245
+    assert make_plan(config("budget.tokens=2M", "schedule.warmup_steps=244")).steps == 245
 
 
 def test_warnings_say_what_is_unwise(config: Callable[..., RunConfig]) -> None:

@@ -14,10 +14,10 @@ def sample(logits_v: Tensor, *, temperature: float, top_k: int | None, generator
     """One token from logits [v]: the likeliest at temperature 0, else drawn from among the top_k."""
     if temperature == 0:
         return int(logits_v.argmax())
-    scaled = logits_v.double() / temperature
-    if top_k is not None and top_k < scaled.numel():
-        least = scaled.topk(top_k).values[-1]
-        scaled = scaled.masked_fill(scaled < least, float("-inf"))
+    scaled = (logits_v.double() - logits_v.max()) / temperature  # at most 0, so that no temperature overflows
+    if top_k is not None:
+        # bf16 logits tie often: in a stable order exactly top_k are left, and the first of equals as in argmax
+        scaled[scaled.argsort(descending=True, stable=True)[top_k:]] = float("-inf")
     return int(torch.multinomial(scaled.softmax(-1), 1, generator=generator))
 
 

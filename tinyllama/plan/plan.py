@@ -124,7 +124,7 @@ def make_plan(config: RunConfig, *, measured_tokens: Mapping[str, int] | None = 
 
 
 def _warnings(tokens_per_param: float, sources: Mapping[str, SourcePlan]) -> Iterator[str]:
-    if tokens_per_param < 1:
+    if tokens_per_param < CHINCHILLA_TOKENS_PER_PARAM / 100:
         yield (
             f"{tokens_per_param:.2g} tokens for each parameter: far too few to learn from "
             "(budget=chinchilla gives 20, budget=three_epochs what the paper had)"

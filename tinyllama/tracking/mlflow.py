@@ -44,6 +44,9 @@ _DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }
+# Set when this module is imported: DeepSpeed imports mlflow, too, and mlflow reads them then.
+for _name, _value in _DEFAULTS.items():
+    os.environ.setdefault(_name, _value)
 _log = logging.getLogger(__name__)
 
 
@@ -79,9 +82,6 @@ class MlflowWriter:
             raise ValueError(
                 "tracking.experiment=Default: MLflow would put its artifacts into ./mlruns; choose another name"
             )
-        # Set here, not in the thread: changing the environment while other threads read it is not safe.
-        for name, value in _DEFAULTS.items():
-            os.environ.setdefault(name, value)
         # It would repeat, at every attempt, what this module says once.
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         self._journal = run_dir / JOURNAL
