@@ -30,6 +30,7 @@ def config(composed: Callable[..., DictConfig]) -> Callable[..., RunConfig]:
     return lambda *overrides: load(composed(*overrides))
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share what took long to make stay in one process."""
     for item in items:
