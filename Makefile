@@ -25,6 +25,7 @@ study: $(INSTALLED) ## train two sizes on three token budgets each
 	$(BIN)/python main.py sweeps=smoke
 
 ui: $(INSTALLED) ## open the MLflow UI on the runs of this folder, on loopback
+	@mkdir -p runs
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db --host 127.0.0.1 --port 5000
 
 test: $(INSTALLED) ## run the whole test suite

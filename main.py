@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,16 +17,14 @@ from rich.console import Console
 
 from tinyllama import launch
 from tinyllama.config import resolvers
-from tinyllama.config.load import load, near_miss, run_folder
-from tinyllama.config.schema import RunConfig
+from tinyllama.config.load import ConfigError, load, near_miss, run_folder
+from tinyllama.config.schema import Generate, Model, RunConfig
 from tinyllama.plan.plan import make_plan, render
 from tinyllama.tracking.record import write_json
 from tinyllama.tracking.store import tracking_uri, ui_command
 
 if TYPE_CHECKING:
     from tinyllama.data.manifest import Manifest
-    from tinyllama.engine.zero import TrainState
-    from tinyllama.model.llama import Llama
     from tinyllama.tracking.mlflow import Status
 
 ARTIFACTS = ("config.yaml", "plan.json", launch.RESULT, "curve.png")
@@ -50,6 +47,10 @@ def main() -> int:
     try:
         compose()
         configs = [load(point) for point in points]
+        for config in configs:
+            check(config)
+    except ConfigError as error:
+        return refuse(*map(str, error.problems))
     except (ValueError, HydraException) as error:  # Hydra's own bad values are plain ValueErrors
         return refuse(near_miss(str(error)))
     status = 0
@@ -69,11 +70,26 @@ def main() -> int:
     return status
 
 
-def refuse(reason: str) -> int:
+def refuse(*reasons: str) -> int:
     """Say why nothing was done."""
-    for line in filter(None, reason.splitlines()):
-        print("refused" if line[0] != "\t" else "       ", line.strip(), file=sys.stderr)
+    for reason in reasons:
+        print("refused", reason.strip().replace("\n", "\n        "), file=sys.stderr)
     return 2
+
+
+def check(config: RunConfig) -> None:
+    """Raise ValueError for what can be known not to work before anything is begun, of this point or a later one."""
+    from tinyllama.data import prepare
+
+    if config.task not in ("plan", "train"):
+        return
+    manifest = prepare.find(config.data, data_dir=Path(config.data_dir))
+    if config.task == "train" and manifest is None and not prepare.is_embedded(config.data):
+        line = [word for word in sys.argv[1:] if "=" in word]
+        raise ValueError(prepare.missing(config.data, data_dir=Path(config.data_dir), line=line))
+    make_plan(config, measured_tokens=_sizes(manifest))
+    if config.task == "train":
+        launch.check_gpus(config.parallelism)
 
 
 def plan(config: RunConfig) -> None:
@@ -106,33 +122,24 @@ def train(config: RunConfig) -> None:
     from tinyllama.data import prepare
 
     data_dir = Path(config.data_dir)
-    manifest = prepare.find(config.data, data_dir=data_dir)
-    make_plan(config, measured_tokens=_sizes(manifest))  # what cannot be planned is refused before data is prepared
-    if manifest is None and prepare.is_embedded(config.data):
-        manifest = prepare_data(config)
-    if manifest is None:
-        raise ValueError(prepare.missing(config.data, data_dir=data_dir))
+    manifest = prepare.find(config.data, data_dir=data_dir) or prepare_data(config)
     folder = prepare.dataset_dir(config.data, data_dir=data_dir).resolve()
-    identity = launch.DataIdentity(
-        folder=str(folder),
-        manifest_sha256=sha256((folder / "manifest.json").read_bytes()).hexdigest(),
-        tokenizer_sha256=manifest.tokenizer.sha256,
-    )
+    identity = launch.DataIdentity.of(folder, tokenizer_sha256=manifest.tokenizer.sha256)
     planned = make_plan(config, measured_tokens=_sizes(manifest))
     launch.check_init(config, identity)
     run_dir = run_folder(config)
-    if config.resume == "never" and (aside := launch.set_aside(run_dir)):
-        console.print(f"the earlier run is now {aside}")
-    launch.freeze(run_dir, config, identity)
-    if launch.finished(run_dir):
-        console.print(f"{run_dir} has finished already; resume=never trains it again")
-    else:
-        manifest.verify(folder)
-        write_json(run_dir / "plan.json", planned.as_dict())
-        console.print(
-            f"{run_dir}: {planned.parameters.total:,} parameters, {planned.tokens:,} tokens in {planned.steps:,} steps"
-        )
-        launch.start_ranks(train_rank, run_dir, config.parallelism)
+    with launch.alone(run_dir, config.parallelism):
+        if config.resume == "never" and (aside := launch.set_aside(run_dir)):
+            console.print(f"the earlier run is now {aside}")
+        launch.freeze(run_dir, config, identity)
+        if launch.finished(run_dir):
+            console.print(f"{run_dir} has finished already; resume=never trains it again")
+        else:
+            manifest.verify_small(folder)
+            write_json(run_dir / "plan.json", planned.as_dict())
+            sizes = f"{planned.parameters.total:,} parameters, {planned.tokens:,} tokens in {planned.steps:,} steps"
+            console.print(f"{run_dir}: {sizes}")
+            launch.start_ranks(train_rank, run_dir, config.parallelism)
     result = launch.finished(run_dir)
     assert result is not None  # a rank that fails raises
 
@@ -154,9 +161,9 @@ def train_rank(run_dir: Path) -> None:
     from tinyllama.data.manifest import Manifest
     from tinyllama.data.tokenizer import Tokenizer
     from tinyllama.engine import checkpoint, distributed
+    from tinyllama.engine.start import starting_state
     from tinyllama.engine.zero import Engine
     from tinyllama.evaluate.loss import Evaluator
-    from tinyllama.evaluate.sample import continue_text
     from tinyllama.model.llama import Llama
     from tinyllama.tracking.tracker import Tracker
     from tinyllama.train import loop, outcome
@@ -168,14 +175,22 @@ def train_rank(run_dir: Path) -> None:
     layout = config.parallelism
     ranks = distributed.Ranks.from_environment()
     device = distributed.use_device(layout.device, ranks, threads=layout.threads, ranks_here=layout.gpus)
-    if ranks.is_first and layout.device == "cpu" and torch.cuda.is_available():
+    console.quiet = not ranks.is_first
+    if layout.device == "cpu" and torch.cuda.is_available():
         console.print("note: a GPU is here and not used; parallelism=single trains on it")
     manifest = Manifest.load(data)
     tokenizer = Tokenizer.load(data / manifest.tokenizer.file)
     planned = make_plan(config, measured_tokens=_sizes(manifest))
 
     model = Llama(config.model, ops=kernels.select(config.kernels.backend), recompute=layout.recompute)
-    state = starting_state(run_dir, config, model)
+    state = starting_state(
+        model,
+        checkpoints=run_dir / launch.CHECKPOINTS,
+        origin=Path(config.init_from) / launch.CHECKPOINTS if config.init_from else None,
+        seed=config.seed,
+        report=console.print,
+    )
+    start = state.step
     engine = Engine(
         model,
         state=state,
@@ -186,6 +201,7 @@ def train_rank(run_dir: Path) -> None:
         ranks=ranks,
         device=device,
     )
+    del state  # weights and moments, once for each rank: the engine has its own
     loader = Loader(
         manifest,
         data,
@@ -205,12 +221,12 @@ def train_rank(run_dir: Path) -> None:
         flops_per_token=planned.flops_per_token.causal,
         peak_flops=peak * ranks.world_size,
         tokens_per_step=planned.tokens_per_step,
-        steps_left=planned.steps - state.step,
+        steps_left=planned.steps - start,
     )
-    progress = TrainProgress(steps=planned.steps, start=state.step, shown=ranks.is_first)
+    progress = TrainProgress(steps=planned.steps, start=start, shown=ranks.is_first)
     tracker = Tracker()
     if ranks.is_first:
-        tracker = Tracker.open(run_dir, config=config, digest=frozen.digest, start=state.step)
+        tracker = Tracker.open(run_dir, config=config, digest=frozen.digest, start=start)
 
     def save(step: int) -> None:
         captured = engine.state(step)
@@ -219,13 +235,14 @@ def train_rank(run_dir: Path) -> None:
             checkpoint.save(run_dir / launch.CHECKPOINTS, captured, meta=meta, keep=config.train.keep)
         distributed.wait_for_all()
 
-    result = outcome.began(config, digest=frozen.digest, plan=planned, start=state.step)
-    status: Status = "FAILED"
+    result = outcome.began(config, digest=frozen.digest, plan=planned, start=start)
+    if ranks.is_first:
+        write_json(run_dir / launch.RESULT, result)
     try:
         measured = loop.train(
             config,
             plan=planned,
-            start=state.step,
+            start=start,
             engine=engine,
             loader=loader,
             evaluator=evaluator,
@@ -235,18 +252,13 @@ def train_rank(run_dir: Path) -> None:
             progress=progress,
         )
         if ranks.is_first:
-            sample = continue_text(
-                config.model,
-                tokenizer=run_dir / launch.TOKENIZER,
-                checkpoints=run_dir / launch.CHECKPOINTS,
-                how=config.generate,
-                seed=config.seed,
-            )
+            sample = continued(run_dir, config.model, how=config.generate, seed=config.seed)
             result = outcome.finished(result, manifest=manifest, measured=measured, meter=meter, sample=sample)
             outcome.draw(run_dir, result)
-        status = "FINISHED"
+        status: Status = "FINISHED"
     except BaseException as error:
         result = outcome.failed(result, error)
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
         raise
     finally:
         progress.close()
@@ -258,33 +270,20 @@ def train_rank(run_dir: Path) -> None:
     distributed.leave()
 
 
-def starting_state(run_dir: Path, config: RunConfig, model: Llama) -> TrainState:
-    """Where a run goes on or begins: its newest checkpoint, another run's weights, or random ones."""
-    from tinyllama.engine import checkpoint
-    from tinyllama.engine.zero import TrainState
-    from tinyllama.model.init import initial_weights
-
-    if resumed := checkpoint.newest(run_dir / launch.CHECKPOINTS, report=console.print):
-        return resumed[0]
-    if config.init_from:
-        return TrainState.fresh(checkpoint.latest_weights(Path(config.init_from) / launch.CHECKPOINTS))
-    return TrainState.fresh(initial_weights(model, seed=config.seed))
-
-
 def generate_text(config: RunConfig) -> None:
     """task=generate: continue a text with a run's newest weights."""
-    from tinyllama.evaluate.sample import continue_text
-
     assert config.generate.run is not None  # a rule of the gate
     run_dir = Path(config.generate.run)
-    text = continue_text(
-        launch.with_checkpoint(run_dir).config.model,
-        tokenizer=run_dir / launch.TOKENIZER,
-        checkpoints=run_dir / launch.CHECKPOINTS,
-        how=config.generate,
-        seed=config.seed,
-    )
-    print(text)
+    shape = launch.with_checkpoint(run_dir).config.model
+    print(continued(run_dir, shape, how=config.generate, seed=config.seed))
+
+
+def continued(run_dir: Path, shape: Model, *, how: Generate, seed: int) -> str:
+    """A prompt and what the newest weights in a run folder make of it."""
+    from tinyllama.evaluate.sample import continue_text
+
+    tokenizer, checkpoints = run_dir / launch.TOKENIZER, run_dir / launch.CHECKPOINTS
+    return continue_text(shape, tokenizer=tokenizer, checkpoints=checkpoints, how=how, seed=seed)
 
 
 def _sizes(manifest: Manifest | None) -> dict[str, int] | None:

@@ -30,10 +30,8 @@ def config(composed: Callable[..., DictConfig]) -> Callable[..., RunConfig]:
     return lambda *overrides: load(composed(*overrides))
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Tests that share what took long to make stay in one process."""
-    for item in items:
-        for group in ("e2e", "engine"):
-            if (ROOT / "tests" / group) in item.path.parents:
-                item.add_marker(pytest.mark.xdist_group(group))
+    for group in ("e2e", "engine"):
+        if (ROOT / "tests" / group) in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group(group))

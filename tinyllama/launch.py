@@ -7,12 +7,17 @@ share no process, no CUDA state and no process group.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +30,7 @@ from tinyllama.tracking.record import write_json
 
 CONFIG = "config.json"
 RESULT = "result.json"
+FAILURE = "failure.txt"
 TOKENIZER = "tokenizer.model"
 CHECKPOINTS = "checkpoints"
 
@@ -37,6 +43,12 @@ class DataIdentity:
     manifest_sha256: str
     tokenizer_sha256: str
 
+    @classmethod
+    def of(cls, folder: Path, *, tokenizer_sha256: str) -> DataIdentity:
+        """The identity of the data set in a folder."""
+        manifest = (folder / "manifest.json").read_bytes()
+        return cls(folder=str(folder), manifest_sha256=sha256(manifest).hexdigest(), tokenizer_sha256=tokenizer_sha256)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen:
@@ -47,10 +59,11 @@ class Frozen:
     data: DataIdentity
 
 
-def freeze(run_dir: Path, config: RunConfig, data: DataIdentity) -> Frozen:
+def freeze(run_dir: Path, config: RunConfig, data: DataIdentity) -> None:
     """Write a run down in its folder, for the ranks (config.json) and for people (config.yaml).
 
-    Raises ValueError, and writes nothing, where the folder holds another run or one that was trained on other data.
+    A finished run stays as it is. Raises ValueError, and writes nothing, where the folder holds another run or one that
+    was trained on other data.
     """
     frozen = Frozen(config=config, digest=digest(config), data=data)
     if (run_dir / CONFIG).exists():
@@ -66,11 +79,14 @@ def freeze(run_dir: Path, config: RunConfig, data: DataIdentity) -> Frozen:
                 f"data: {run_dir} was trained on {earlier.data.folder}, which holds other tokens than {data.folder} "
                 "does now: set resume=never to start over"
             )
+    if finished(run_dir):
+        return
     run_dir.mkdir(parents=True, exist_ok=True)
+    for stale in (RESULT, FAILURE):  # what an earlier attempt failed of is past
+        (run_dir / stale).unlink(missing_ok=True)
     shutil.copyfile(Path(data.folder) / TOKENIZER, run_dir / TOKENIZER)
     write_json(run_dir / CONFIG, {"digest": frozen.digest, "data": asdict(data), "config": as_dict(config)})
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(as_dict(config)))
-    return frozen
 
 
 def thaw(run_dir: Path) -> Frozen:
@@ -131,7 +147,7 @@ def finished(run_dir: Path) -> dict[str, Any] | None:
 
 def set_aside(run_dir: Path) -> Path | None:
     """Move an earlier run out of the way, if there is one, and say where it is now."""
-    if not run_dir.exists():
+    if not (run_dir / CONFIG).exists():
         return None
     number = 1
     while (aside := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
@@ -139,8 +155,40 @@ def set_aside(run_dir: Path) -> Path | None:
     return run_dir.rename(aside)
 
 
+def check_gpus(parallelism: Parallelism) -> None:
+    """Raise ValueError where this machine has fewer GPUs than its ranks need."""
+    if parallelism.device == "cpu":
+        return
+    import torch
+
+    here = torch.cuda.device_count()
+    if here < parallelism.gpus:
+        raise ValueError(
+            f"parallelism.gpus: {parallelism.gpus} are asked for on each machine and {here} are here: "
+            + (f"set parallelism.gpus={here}" if here else "choose parallelism=cpu")
+        )
+
+
 class RankError(RuntimeError):
     """A rank of a run failed."""
+
+
+@contextmanager
+def alone(run_dir: Path, parallelism: Parallelism) -> Iterator[None]:
+    """Keep every other process out of a run's folder. Raises ValueError where one is in it.
+
+    The launchers of one run on several machines work in one folder together and are let in.
+    """
+    if parallelism.nodes > 1:
+        yield
+        return
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    with run_dir.with_name(f".{run_dir.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"run_dir: another process is training in {run_dir}: let it end, or stop it") from error
+        yield
 
 
 def start_ranks(function: Callable[[Path], None], run_dir: Path, parallelism: Parallelism) -> None:
@@ -149,22 +197,17 @@ def start_ranks(function: Callable[[Path], None], run_dir: Path, parallelism: Pa
     `function` is a module's own: every rank imports it anew. Several machines meet at `parallelism.rendezvous`. Raises
     RankError where a rank fails; the others are then stopped, and its traceback is in failure.txt.
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # what it would log of a failure is reported here
+    # what it would log of a failure is told here
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    if parallelism.device == "cpu":
-        # glibc gives large blocks back to the system and asks for them anew at every step: a tenth of a CPU step's time
-        os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
-        os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "1000000000")
     host = (parallelism.rendezvous or "localhost").partition(":")[0]
     here = host in ("localhost", "127.0.0.1")
-    if here:
-        # a machine's own name may lead nowhere, and ranks that are all on one machine need none
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    with TemporaryDirectory() as folder:  # for what the ranks' launcher records of a failure
+    # the folder is for what the ranks' launcher records of a failure
+    with TemporaryDirectory() as folder, _environment(_suited(parallelism, here=here)):
         launch = LaunchConfig(
             min_nodes=parallelism.nodes,
             max_nodes=parallelism.nodes,
@@ -178,6 +221,12 @@ def start_ranks(function: Callable[[Path], None], run_dir: Path, parallelism: Pa
         )
         try:
             elastic_launch(launch, _rank)(function, run_dir)
+        except SignalException as stopped:  # what the launcher makes of Ctrl-C and of a scheduler's signals
+            raise KeyboardInterrupt from stopped
+        except RendezvousError as error:
+            raise RankError(
+                f"the {parallelism.nodes} machines did not meet at {parallelism.rendezvous}: {error}"
+            ) from None
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             raise RankError(f"rank {rank}: {_explain(failure.message, run_dir)}") from None
@@ -187,15 +236,39 @@ def _explain(message: Any, run_dir: Path) -> str:
     """What a rank failed of, its traceback kept in failure.txt; the result says so where no rank could write it."""
     reason = str(message)
     if isinstance(message, dict):  # otherwise it died without a word, of a signal for one
-        report = run_dir / "failure.txt"
+        report = run_dir / FAILURE
         report.write_text(message["extraInfo"]["py_callstack"])
         reason = f"{message['message']} (traceback in {report})"
-    if not (run_dir / RESULT).exists():  # the first rank, which writes it, may have been stopped for another's sake
-        write_json(run_dir / RESULT, {"status": "failed", "reason": reason})
+    path = run_dir / RESULT
+    told = json.loads(path.read_text()) if path.exists() else {}
+    if told.get("status") != "failed":  # the first rank, which writes it, was stopped for another's sake
+        write_json(path, told | {"status": "failed", "reason": reason})
     return reason
 
 
 def _rank(function: Callable[[Path], None], run_dir: Path) -> None:
     from torch.distributed.elastic.multiprocessing.errors import record
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what has begun is put in order on the way out
     record(function)(run_dir)
+
+
+def _suited(parallelism: Parallelism, *, here: bool) -> dict[str, str]:
+    """Environment variables that suit ranks, which a user's own come before."""
+    suited = {}
+    if here and sys.platform == "linux":
+        suited["GLOO_SOCKET_IFNAME"] = "lo"  # a machine's own name may lead nowhere, and these ranks need none
+    if parallelism.device == "cpu":
+        # glibc gives large blocks back to the system and asks for them anew at every step: a tenth of a CPU step's time
+        suited |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000"}
+    return {name: value for name, value in suited.items() if name not in os.environ}
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            del os.environ[name]

@@ -157,6 +157,20 @@ BETWEEN = [
         "task=prepare data=slimpajama_starcoder data.sources.starcoder.raw=/tmp",
         "data.sources.slimpajama.raw: is null: say where its raw files are",
     ),
+    (
+        "experiment=tinyllama_v1 parallelism=single",
+        "data.tokenizer.model: is null, and the tokenizer must hash to "
+        "9e556afd44213b6bd1be2b850ebbbd98f5481437a8021afaf58ee7fb1818d347: say where that file is, or set "
+        "data.tokenizer.sha256=null to train one",
+    ),
+    (
+        "resume=never parallelism.nodes=2 parallelism.rendezvous=node1:29400",
+        "resume: never is for one machine, and parallelism.nodes=2: choose another run_dir",
+    ),
+    (
+        "tracking.experiment=Default",
+        "tracking.experiment: Default would put its artifacts into ./mlruns: choose another name",
+    ),
     ("task=generate", "generate.run: is null: say whose weights to use, as in generate.run=runs/NAME"),
     ("kernels=triton", "kernels.backend: triton has no kernels in this version: use kernels=auto or kernels=torch"),
     ("train.eval_tokens=255", "train.eval_tokens: 255 is less than one sequence: use at least model.context=256"),

@@ -34,7 +34,7 @@ DETERMINES: list[dict[str, Any]] = [
     {"model.rope_theta": 500000.0},
     {"model.norm_eps": 1e-6},
     {"data.tokenizer.model": "llama/tokenizer.model"},
-    {"data.tokenizer.sha256": "a" * 64},
+    {"data.tokenizer.sha256": "a" * 64, "data.tokenizer.model": "llama/tokenizer.model"},
     {"data.tokenizer.vocab_size": 31999},
     {"data.tokenizer.sample_bytes": 1},
     {f"{SLIM}.format": "parquet"},
@@ -133,7 +133,12 @@ def leaves(plain: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 @pytest.mark.parametrize(
     "line",
-    ["", "experiment=tinyllama_v1", "model=14m budget=chinchilla schedule=wsd", "seed=18446744073709551617 name=a.b-c"],
+    [
+        "",
+        "experiment=tinyllama_v1 task=plan",
+        "model=14m budget=chinchilla schedule=wsd",
+        "seed=18446744073709551617 name=a.b-c",
+    ],
 )
 def test_plain_data_goes_there_and_back(config: Callable[..., RunConfig], line: str) -> None:
     run = config(*line.split())

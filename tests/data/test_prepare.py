@@ -119,6 +119,11 @@ def test_missing_says_what_where_and_how(prepared: Prepared, tmp_path: Path) -> 
         f"data set tiny is not prepared: no shards of web, code in {folder}. Prepare them with: python main.py "
         f"task=prepare data=tiny data.sources.web.raw=/path/to/web data.sources.code.raw={code}"
     )
+    line = ["data=tiny", "task=train", "data.sources.web.held_out=0.5", "data.sources.code.raw=here"]
+    assert (missing(data, data_dir=tmp_path, line=line) or "").endswith(
+        "python main.py task=prepare data=tiny data.sources.web.held_out=0.5 data.sources.code.raw=here "
+        "data.sources.web.raw=/path/to/web"
+    )
     assert find(data, data_dir=tmp_path) is None
     assert not is_embedded(data)
     assert is_embedded(dataclasses.replace(data, sources={"x": Source(format="stdlib_text", weight=1.0)}))

@@ -22,7 +22,7 @@ def no_torch(tmp_path: Path) -> dict[str, str]:
 def test_missing_data_is_refused_with_the_command_that_prepares_it(here: Here, no_torch: dict[str, str]) -> None:
     out = here.run("model=1.1b", "data=slimpajama_starcoder", base=(), expect=2, **no_torch)
     assert "no shards of slimpajama, starcoder in datasets/slimpajama_starcoder-" in out
-    assert "python main.py task=prepare data=slimpajama_starcoder data.sources.slimpajama.raw=" in out
+    assert "python main.py task=prepare model=1.1b data=slimpajama_starcoder data.sources.slimpajama.raw=" in out
 
 
 def test_the_plan_needs_neither_data_nor_torch(here: Here, no_torch: dict[str, str]) -> None:
@@ -50,3 +50,14 @@ def test_a_bad_line_is_refused(here: Here, no_torch: dict[str, str], line: str, 
     assert says in out
     assert "refused" in out
     assert "Traceback" not in out
+
+
+def test_one_bad_point_refuses_the_line_before_any_is_run(here: Here, no_torch: dict[str, str]) -> None:
+    out = here.run("-m", "budget.tokens=50K,4K", "name=early", expect=2, **no_torch)
+    assert "schedule.warmup_steps: 20 must be fewer than the run's steps, 2" in out
+    assert not list((here.folder / "runs").glob("early-*"))
+
+
+def test_gpus_that_are_not_here_are_refused(here: Here) -> None:
+    out = here.run("parallelism=zero1", "parallelism.micro_batch=1", expect=2, CUDA_VISIBLE_DEVICES="")
+    assert "parallelism.gpus: 4 are asked for on each machine and 0 are here: choose parallelism=cpu" in out

@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from .conftest import Here
 
 
+def wait_for_checkpoint(here: Here, run_dir: str, step: int, running: subprocess.Popen[str]) -> None:
+    checkpoints = here.folder / run_dir / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not any(int(path.name[5:]) >= step for path in checkpoints.glob("step-*")):
+        assert running.poll() is None, "it ended too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def kill_after_checkpoint(here: Here, run_dir: str, step: int) -> None:
     """Start the run and kill all its processes, without warning, once it has a checkpoint at `step` or later."""
     running = subprocess.Popen(
@@ -20,14 +29,10 @@ def kill_after_checkpoint(here: Here, run_dir: str, step: int) -> None:
         cwd=here.folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        text=True,
         start_new_session=True,
     )
-    checkpoints = here.folder / run_dir / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not any(int(path.name[5:]) >= step for path in checkpoints.glob("step-*")):
-        assert running.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_checkpoint(here, run_dir, step, running)
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
 
@@ -35,7 +40,7 @@ def kill_after_checkpoint(here: Here, run_dir: str, step: int) -> None:
 def test_killed_twice_equals_uninterrupted_bit_for_bit(here: Here, whole: str) -> None:
     kill_after_checkpoint(here, "runs/killed", 40)
     kill_after_checkpoint(here, "runs/killed", 120)
-    assert not (here.folder / "runs/killed/result.json").exists()
+    assert here.result("runs/killed")["status"] == "running", "nobody was left to say otherwise"
     here.run("run_dir=runs/killed")
     assert here.result("runs/killed")["resumed_at"] >= 120
     assert here.final_hashes("runs/killed") == here.final_hashes("runs/whole")
@@ -44,6 +49,27 @@ def test_killed_twice_equals_uninterrupted_bit_for_bit(here: Here, whole: str) -
     assert {step: ours[step] for step in theirs} == theirs
     held_out = here.result("runs/whole")["held_out"]
     assert here.result("runs/killed")["held_out"] == held_out
+
+
+def test_interrupted_says_so_and_lets_nobody_else_in(here: Here, whole: str) -> None:
+    """Ctrl-C reaches the launcher and the ranks; while they run a second process is refused."""
+    running = subprocess.Popen(
+        here.command("run_dir=runs/interrupted"),
+        cwd=here.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for_checkpoint(here, "runs/interrupted", 40, running)
+    refusal = here.run("run_dir=runs/interrupted", expect=2)
+    assert "run_dir: another process is training in runs/interrupted" in refusal
+    os.killpg(running.pid, signal.SIGINT)
+    out, _ = running.communicate(timeout=60)
+    assert running.returncode == 130, out
+    assert "interrupted: the same command goes on from the last checkpoint" in out
+    assert "Traceback" not in out
+    assert here.result("runs/interrupted")["status"] == "interrupted"
 
 
 def test_a_seed_makes_another_run(here: Here, whole: str) -> None:

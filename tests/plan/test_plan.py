@@ -36,7 +36,7 @@ def refusal(run: RunConfig) -> str:
 
 @pytest.fixture(scope="session")
 def tinyllama(config: Callable[..., RunConfig]) -> Plan:
-    return make_plan(config("experiment=tinyllama_v1"))
+    return make_plan(config("experiment=tinyllama_v1", "task=plan"))
 
 
 def test_the_papers_run_comes_out(tinyllama: Plan) -> None:
@@ -196,7 +196,7 @@ from tinyllama.config.load import load
 from tinyllama.plan.plan import make_plan, render
 resolvers.register()
 with initialize_config_dir(str(Path("conf").absolute()), version_base="1.3"):
-    plan = make_plan(load(compose("config", overrides=["experiment=tinyllama_v1"])))
+    plan = make_plan(load(compose("config", overrides=["experiment=tinyllama_v1", "task=plan"])))
 list(render(plan, title="a run"))
 print(plan.steps, "torch" in sys.modules)
 """

@@ -218,7 +218,7 @@ def essence(config: RunConfig) -> dict[str, Any]:
     for source in kept["data"]["sources"].values():
         for key in ("raw", "tokens", "max_epochs"):
             del source[key]
-    if kept["data"]["tokenizer"]["sha256"]:
+    if kept["data"]["tokenizer"]["model"] and kept["data"]["tokenizer"]["sha256"]:
         del kept["data"]["tokenizer"]["model"]  # the file may lie elsewhere tomorrow: its hash says what it is
     return kept
 

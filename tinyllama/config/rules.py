@@ -15,7 +15,6 @@ from tinyllama.config.schema import (
     Model,
     Parallelism,
     Schedule,
-    Source,
     Tracking,
     Train,
 )
@@ -95,9 +94,9 @@ def decay_belongs_to_wsd(schedule: Schedule) -> Broken:
         yield "schedule.decay_fraction", f"{schedule.decay_fraction} means nothing to cosine: choose schedule=wsd"
 
 
-def nodes_meet(parallelism: Parallelism) -> Broken:
+def nodes_meet(task: str, parallelism: Parallelism) -> Broken:
     """Launchers on several machines need a place to meet; one alone needs none."""
-    if parallelism.nodes > 1 and parallelism.rendezvous is None:
+    if task == "train" and parallelism.nodes > 1 and parallelism.rendezvous is None:
         yield (
             "parallelism.rendezvous",
             f"{parallelism.nodes} nodes need a host:port where they meet: "
@@ -127,16 +126,20 @@ def shares_are_visible(data: Data) -> Broken:
 def sources_have_raw_files(task: str, data: Data) -> Broken:
     """Preparing needs to know where the raw files are."""
     for name, source in data.sources.items():
-        embedded = is_embedded(source)
-        if embedded and source.raw is not None:
+        if source.is_embedded and source.raw is not None:
             yield f"data.sources.{name}.raw", f"{source.raw!r}: format {source.format} reads no files, leave it out"
-        if task == "prepare" and not embedded and source.raw is None:
+        if task == "prepare" and not source.is_embedded and source.raw is None:
             yield f"data.sources.{name}.raw", "is null: say where its raw files are"
 
 
-def is_embedded(source: Source) -> bool:
-    """Whether a source is the running Python's own library, so that it needs no raw files."""
-    return source.format.startswith("stdlib_")
+def hash_has_a_file(task: str, data: Data) -> Broken:
+    """A tokenizer that is known by its hash is somebody's file: training another in its place would be another run."""
+    if task in ("train", "prepare") and data.tokenizer.sha256 and data.tokenizer.model is None:
+        yield (
+            "data.tokenizer.model",
+            f"is null, and the tokenizer must hash to {data.tokenizer.sha256}: say where that file is, or set "
+            "data.tokenizer.sha256=null to train one",
+        )
 
 
 def generate_has_a_run(task: str, generate: Generate) -> Broken:
@@ -164,6 +167,18 @@ def evaluation_holds_a_sequence(train: Train, model: Model) -> Broken:
 _PASSWORD = re.compile(r"://[^/@]*:(?!\d+/)[^@]*@|[?&](password|passwd|pwd|token|secret)=", re.IGNORECASE)
 
 
+def nodes_start_over_together(resume: str, parallelism: Parallelism) -> Broken:
+    """Setting a run aside is one launcher's work: several would each move what another has just begun."""
+    if resume == "never" and parallelism.nodes > 1:
+        yield "resume", f"never is for one machine, and parallelism.nodes={parallelism.nodes}: choose another run_dir"
+
+
+def experiment_has_a_name(tracking: Any) -> Broken:
+    """MLflow keeps the artifacts of its own default experiment in the working folder."""
+    if tracking.experiment == "Default":
+        yield "tracking.experiment", "Default would put its artifacts into ./mlruns: choose another name"
+
+
 def secrets_stay_out(tracking: Tracking) -> Broken:
     """A password in a URI would be written into every run folder."""
     if tracking.uri and _PASSWORD.search(tracking.uri):
@@ -183,8 +198,11 @@ RULES: tuple[Callable[..., Broken], ...] = (
     nodes_meet,
     shares_are_visible,
     sources_have_raw_files,
+    hash_has_a_file,
     generate_has_a_run,
     kernels_exist,
     evaluation_holds_a_sequence,
+    nodes_start_over_together,
+    experiment_has_a_name,
     secrets_stay_out,
 )

@@ -98,6 +98,11 @@ class Source(Section):
     max_epochs: PositiveFloat | None = None
     """Refuse a budget that would repeat it more often than this."""
 
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it is the running Python's own library, so that it needs no raw files."""
+        return self.format.startswith("stdlib_")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Section):
@@ -129,7 +134,8 @@ class Budget(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Parallelism(Section):
-    """Where the ranks are and what they share. Not part of a run's identity: it may change when a run is resumed."""
+    """Where the ranks are and what they share. It may change when a run is resumed: a run's
+    identity holds none of it but the precision, which follows the device unless it is set."""
 
     name: Name
     """What tables call it."""

@@ -17,7 +17,6 @@ import zstandard
 from tinyllama.config.schema import Filter, Source
 from tinyllama.data import stdlib
 
-EMBEDDED = frozenset({"stdlib_code", "stdlib_text"})
 """Formats that need no raw files."""
 
 MAX_BYTES = 1 << 28
@@ -53,7 +52,7 @@ def identity(source: Source) -> str:
 
     The interpreter for the stdlib formats, such as `cpython-3.11.7`; else the format.
     """
-    if source.format in EMBEDDED:
+    if source.is_embedded:
         return f"{sys.implementation.name}-{platform.python_version()}"
     return source.format
 

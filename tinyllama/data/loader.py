@@ -88,30 +88,29 @@ class HeldOut:
     the scored tokens' bytes are the split's.
     """
 
-    def __init__(
-        self, manifest: Manifest, folder: Path, *, source: str, context: int, max_tokens: int | None = None
-    ) -> None:
-        """Opens a source's held-out stream, or its first `max_tokens` tokens."""
+    def __init__(self, manifest: Manifest, folder: Path, *, source: str, context: int) -> None:
+        """Opens a source's held-out stream."""
         self._stream = TokenStream(folder, split=manifest.sources[source].held_out, tokenizer=manifest.tokenizer)
-        self._eos, self._context = manifest.tokenizer.eos, context
+        self._eos = manifest.tokenizer.eos
         self.context = context
-        self.tokens = min(len(self._stream), max_tokens or len(self._stream))
+        """Tokens in a window."""
+        self.tokens = len(self._stream)
         """Tokens that are scored."""
 
     def __len__(self) -> int:
         """Windows; the last may be partial."""
-        return -(-self.tokens // self._context)
+        return -(-self.tokens // self.context)
 
     def take(self, windows: np.ndarray | range) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of these windows, int64 [n, context] each.
 
         Where the tokens end within a window its targets are `IGNORED` and its inputs the end token.
         """
-        shape = (len(windows), self._context)
+        shape = (len(windows), self.context)
         inputs, targets = np.full(shape, self._eos, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
         for row, window in enumerate(windows):
-            start = int(window) * self._context
-            length = min(self._context, self.tokens - start)
+            start = int(window) * self.context
+            length = min(self.context, self.tokens - start)
             targets[row, :length] = self._stream.windows(np.array([start]), length=length)[0]
             inputs[row, 1:length] = targets[row, : length - 1]
             if start:

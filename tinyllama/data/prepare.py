@@ -10,7 +10,7 @@ import re
 import shlex
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from tinyllama.config.schema import Data
 from tinyllama.data.encode import Progress, encode_source, survey
-from tinyllama.data.formats import EMBEDDED, identity, raw_files
+from tinyllama.data.formats import identity, raw_files
 from tinyllama.data.manifest import FILE, Manifest, TokenizerEntry
 from tinyllama.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -44,15 +44,21 @@ def find(data: Data, *, data_dir: Path) -> Manifest | None:
     return Manifest.load(folder) if folder.is_dir() else None
 
 
-def missing(data: Data, *, data_dir: Path) -> str | None:
-    """None where the data set is prepared; else which shards are missing, where they belong, and what prepares them."""
+def missing(data: Data, *, data_dir: Path, line: Sequence[str] = ()) -> str | None:
+    """None where the data set is prepared; else which shards are missing, where they belong, and what prepares them.
+
+    `line` holds the overrides that were given: what prepares the set repeats them, since any of them may change it.
+    """
     folder = dataset_dir(data, data_dir=data_dir)
     if (folder / FILE).is_file():
         return None
-    command = ["python", "main.py", "task=prepare", f"data={data.name}"]
+    command = ["python", "main.py", "task=prepare", *(word for word in line if not word.startswith("task="))]
+    if not line:
+        command.append(f"data={data.name}")
     for name, source in data.sources.items():
-        if source.format not in EMBEDDED:
-            command.append(f"data.sources.{name}.raw={source.raw or f'/path/to/{name}'}")
+        raw = f"data.sources.{name}.raw="
+        if not source.is_embedded and not any(word.startswith(raw) for word in line):
+            command.append(raw + (source.raw or f"/path/to/{name}"))
     return (
         f"data set {data.name} is not prepared: no shards of {', '.join(data.sources)} in {folder}. "
         f"Prepare them with: {shlex.join(command)}"
@@ -61,7 +67,7 @@ def missing(data: Data, *, data_dir: Path) -> str | None:
 
 def is_embedded(data: Data) -> bool:
     """Whether every source is the standard library, so that the set can be prepared on the spot."""
-    return all(source.format in EMBEDDED for source in data.sources.values())
+    return all(source.is_embedded for source in data.sources.values())
 
 
 def prepare(data: Data, *, data_dir: Path, report: Callable[[str], None]) -> Manifest:
@@ -94,7 +100,7 @@ def prepare(data: Data, *, data_dir: Path, report: Callable[[str], None]) -> Man
 def _fill(folder: Path, *, data: Data, report: Callable[[str], None]) -> None:
     """Writes the whole data set into an empty folder."""
     for name, source in data.sources.items():
-        if source.format not in EMBEDDED:
+        if not source.is_embedded:
             _of_source(name, raw_files, source)  # a wrong path is told before hours of work on the first source
     totals = _make_tokenizer(folder / TOKENIZER_FILE, data=data, report=report)
     tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 JOURNAL = "metrics.jsonl"
+MEASURED = ("train", "eval", "held_out")
 
 
 def finite(values: dict[str, Any]) -> dict[str, Any]:
@@ -77,8 +78,8 @@ class Journal:
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a journal that count, in order.
 
-    A resume at step s supersedes the train and eval lines after step s that were written before it: the run took those
-    steps again. An unfinished last line is left out, so a live run's journal can be read. Errors: FileNotFoundError;
+    A start or resume at step s supersedes the lines of later steps that were written before it: the run took them
+    again. An unfinished last line is left out, so a live run's journal can be read. Errors: FileNotFoundError;
     ValueError where another line is no JSON object with a kind.
     """
     records: list[dict[str, Any]] = []
@@ -91,7 +92,7 @@ def read(path: Path) -> list[dict[str, Any]]:
             raise ValueError(
                 f"{path}, line {number}: {shown!r} is no JSON object with a kind; restore or remove that line"
             ) from error
-        if kind == "resume":
-            records = [old for old in records if old["kind"] not in ("train", "eval") or old["step"] <= step]
+        if kind in ("start", "resume"):
+            records = [old for old in records if old["kind"] not in MEASURED or old["step"] <= step]
         records.append(record)
     return records

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllama.config.schema import Tracking
+from tinyllama.tracking.journal import MEASURED
 
 PARAM_LENGTH = 6000
 """Characters that MLflow keeps of a parameter's value; longer ones are refused."""
@@ -81,12 +82,13 @@ def flatten(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def points(record: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of one line of the journal, by the names they have in MLflow; empty for all but train and eval.
+    """The metrics of one line of the journal, by the names they have in MLflow; empty for what measures nothing.
 
-    `tokens` is the axis to draw the others against; train numbers become `train/<name>`, and an eval's
-    `losses` and `bits_per_byte` become `eval/<source>/loss` (nats) and `eval/<source>/bits_per_byte`.
+    `tokens` is the axis to draw the others against; train numbers become `train/<name>`, and an eval's `losses` and
+    `bits_per_byte` become `eval/<source>/loss` (nats) and `eval/<source>/bits_per_byte`. So do those of held_out, the
+    last measure, on all held-out text.
     """
-    if record["kind"] not in ("train", "eval"):
+    if record["kind"] not in MEASURED:
         return {}
     named: dict[str, Any] = {}
     for key, value in record.items():

@@ -60,33 +60,32 @@ def train(
                 mfu=rates.mfu,
             )
             progress.rates(done, record.loss, rates)
-        if done % cadence.eval_every == 0 and done < plan.steps:
-            _evaluate(evaluator, tracker, progress, step=done, tokens=tokens, max_tokens=cadence.eval_tokens)
+        if done % cadence.eval_every == 0 or done == plan.steps:
+            measured = evaluator.measure(max_tokens=cadence.eval_tokens)
+            _tell("eval", measured, tracker, progress, step=done, tokens=tokens)
         if done % cadence.checkpoint_every == 0 or done == plan.steps:
             save(done)
             tracker.tell("checkpoint", step=done)
-    return _evaluate(evaluator, tracker, progress, step=plan.steps, tokens=plan.tokens, max_tokens=None)
+    measured = evaluator.measure()
+    _tell("held_out", measured, tracker, progress, step=plan.steps, tokens=plan.tokens)
+    return measured
 
 
-def _evaluate(
-    evaluator: Evaluator,
+def _tell(
+    kind: str,
+    measured: dict[str, SourceLoss],
     tracker: Tracker,
     progress: TrainProgress,
     *,
     step: int,
     tokens: int,
-    max_tokens: int | None,
-) -> dict[str, SourceLoss]:
-    measured = evaluator.measure(max_tokens=max_tokens)
+) -> None:
     tracker.tell(
-        "eval",
+        kind,
         step=step,
         tokens=tokens,
         losses={name: source.loss for name, source in measured.items()},
         bits_per_byte={name: source.bits_per_byte for name, source in measured.items()},
     )
-    seen = "  ".join(
-        f"{name} {source.loss:.3f} ({source.bits_per_byte:.3f} bits/byte)" for name, source in measured.items()
-    )
-    progress.say(f"step {step}: held-out loss  {seen}")
-    return measured
+    seen = (f"{name} {source.loss:.3f} ({source.bits_per_byte:.3f} bits/byte)" for name, source in measured.items())
+    progress.say(f"step {step}: {kind} loss  {'  '.join(seen)}")

@@ -61,8 +61,11 @@ class Meter:
         )
 
 
-def measured_matmul_flops(device: torch.device, precision: str, *, size: int = 1024, seconds: float = 0.3) -> float:
+def measured_matmul_flops(
+    device: torch.device, precision: str, *, size: int | None = None, seconds: float = 0.3
+) -> float:
     """Multiply-adds a second, times two, of square matrix products: the best of as many as fit into the time."""
+    size = size or (8192 if device.type == "cuda" else 1024)  # a GPU is not busy with less
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + seconds

@@ -56,8 +56,9 @@ def finished(
 
 
 def failed(begun: Mapping[str, Any], error: BaseException) -> dict[str, Any]:
-    """The same with why it has no numbers."""
-    return {**begun, "status": "failed", "reason": f"{type(error).__name__}: {error}"}
+    """The same with why it has no numbers: it failed, or it was told to stop."""
+    status = "failed" if isinstance(error, Exception) else "interrupted"
+    return {**begun, "status": status, "reason": f"{type(error).__name__}: {error}"}
 
 
 def draw(run_dir: Path, result: Mapping[str, Any]) -> None:
