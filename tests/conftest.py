@@ -28,10 +28,3 @@ def composed() -> Iterator[Callable[..., DictConfig]]:
 def config(composed: Callable[..., DictConfig]) -> Callable[..., RunConfig]:
     """Compose and pass the gate."""
     return lambda *overrides: load(composed(*overrides))
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Tests that share what took long to make stay in one process."""
-    for group in ("e2e", "engine"):
-        if (ROOT / "tests" / group) in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group(group))
