@@ -249,8 +249,16 @@ def _explain(message: Any, run_dir: Path) -> str:
 def _rank(function: Callable[[Path], None], run_dir: Path) -> None:
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what has begun is put in order on the way out
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     record(function)(run_dir)
+
+
+def _stop(*_: object) -> None:
+    """Unwind, so that what has begun is put in order on the way out, which a second signal must not cut short."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _suited(parallelism: Parallelism, *, here: bool) -> dict[str, str]:

@@ -159,7 +159,7 @@ def test_killed_twice_equals_uninterrupted_bit_for_bit(here: Here, whole: str) -
     assert here.result("runs/killed")["resumed_at"] >= 120
     assert here.final_hashes("runs/killed") == here.final_hashes("runs/whole")
     ours, theirs = here.losses("runs/killed"), here.losses("runs/whole")
-    assert len(theirs) == 26
+    assert len(theirs) > 40
     assert {step: ours[step] for step in theirs} == theirs
     held_out = here.result("runs/whole")["held_out"]
     assert here.result("runs/killed")["held_out"] == held_out
