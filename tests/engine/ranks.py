@@ -14,25 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tests.model.tiny import SHAPE
 from tinyllama import kernels
-from tinyllama.config.schema import Model, Optimizer, Parallelism
+from tinyllama.config.schema import Optimizer, Parallelism
 from tinyllama.engine.distributed import Ranks, leave, use_device
 from tinyllama.engine.zero import Engine, NonFiniteError, TrainState
 from tinyllama.model.init import initial_weights
 from tinyllama.model.llama import Llama
 
-SHAPE = Model(
-    name="test",
-    vocab_size=64,
-    context=16,
-    d_model=32,
-    n_layers=2,
-    n_heads=4,
-    n_kv_heads=2,
-    d_ff=48,
-    rope_theta=10_000.0,
-    norm_eps=1e-5,
-)
 ADAMW = Optimizer(name="adamw", lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, clip=1.0)
 LAYOUT = Parallelism(
     name="test",
