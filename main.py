@@ -19,6 +19,7 @@ from tinyllama import launch
 from tinyllama.config import resolvers
 from tinyllama.config.load import ConfigError, load, near_miss, run_folder
 from tinyllama.config.schema import Generate, Model, RunConfig
+from tinyllama.data.manifest import TOKENIZER_FILE
 from tinyllama.plan.plan import make_plan, render
 from tinyllama.tracking.record import write_json
 from tinyllama.tracking.store import tracking_uri, ui_command
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from tinyllama.data.manifest import Manifest
     from tinyllama.tracking.mlflow import Status
 
-ARTIFACTS = ("config.yaml", "plan.json", launch.RESULT, "curve.png")
+ARTIFACTS = ("config.yaml", "plan.json", launch.RESULT)
 # what is printed may hold anything, brackets and colons too: no markup
 console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 points: list[DictConfig] = []
@@ -265,7 +266,7 @@ def train_rank(run_dir: Path) -> None:
         if ranks.is_first:
             write_json(run_dir / launch.RESULT, result)
             tracker.tell("end", status=status)
-            tracker.close(status, artifacts=[run_dir / name for name in ARTIFACTS])
+            tracker.close(status, artifacts=[run_dir / name for name in (*ARTIFACTS, outcome.CURVE)])
     distributed.wait_for_all()  # until the result is there for every machine's launcher to read
     distributed.leave()
 
@@ -282,7 +283,7 @@ def continued(run_dir: Path, shape: Model, *, how: Generate, seed: int) -> str:
     """A prompt and what the newest weights in a run folder make of it."""
     from tinyllama.evaluate.sample import continue_text
 
-    tokenizer, checkpoints = run_dir / launch.TOKENIZER, run_dir / launch.CHECKPOINTS
+    tokenizer, checkpoints = run_dir / TOKENIZER_FILE, run_dir / launch.CHECKPOINTS
     return continue_text(shape, tokenizer=tokenizer, checkpoints=checkpoints, how=how, seed=seed)
 
 

@@ -26,12 +26,12 @@ from omegaconf import OmegaConf
 
 from tinyllama.config.load import as_dict, digest, essence, validate
 from tinyllama.config.schema import Parallelism, RunConfig
+from tinyllama.data.manifest import FILE, TOKENIZER_FILE
 from tinyllama.tracking.record import write_json
 
 CONFIG = "config.json"
 RESULT = "result.json"
 FAILURE = "failure.txt"
-TOKENIZER = "tokenizer.model"
 CHECKPOINTS = "checkpoints"
 
 
@@ -46,7 +46,7 @@ class DataIdentity:
     @classmethod
     def of(cls, folder: Path, *, tokenizer_sha256: str) -> DataIdentity:
         """The identity of the data set in a folder."""
-        manifest = (folder / "manifest.json").read_bytes()
+        manifest = (folder / FILE).read_bytes()
         return cls(folder=str(folder), manifest_sha256=sha256(manifest).hexdigest(), tokenizer_sha256=tokenizer_sha256)
 
 
@@ -84,7 +84,7 @@ def freeze(run_dir: Path, config: RunConfig, data: DataIdentity) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     for stale in (RESULT, FAILURE):  # what an earlier attempt failed of is past
         (run_dir / stale).unlink(missing_ok=True)
-    shutil.copyfile(Path(data.folder) / TOKENIZER, run_dir / TOKENIZER)
+    shutil.copyfile(Path(data.folder) / TOKENIZER_FILE, run_dir / TOKENIZER_FILE)
     write_json(run_dir / CONFIG, {"digest": frozen.digest, "data": asdict(data), "config": as_dict(config)})
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(as_dict(config)))
 
@@ -112,7 +112,7 @@ def check_init(config: RunConfig, data: DataIdentity) -> None:
     if origin.data.tokenizer_sha256 != data.tokenizer_sha256:
         raise ValueError(
             f"init_from: {config.init_from} was trained with another tokenizer: its embeddings mean other tokens; "
-            f"set data.tokenizer.model={Path(config.init_from) / TOKENIZER}"
+            f"set data.tokenizer.model={Path(config.init_from) / TOKENIZER_FILE}"
         )
 
 

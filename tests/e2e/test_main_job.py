@@ -212,3 +212,7 @@ def test_two_machines_meet_and_train_the_same_model(here: Here, whole: str) -> N
     assert one.keys() == two.keys()
     # fp32 sums in another order, amplified by 49 steps of Adam; another sample anywhere moves a loss by over 1e-2
     assert all(abs(two[step] - loss) < 2e-3 for step, loss in one.items())
+    measured = here.result("runs/nodes")["held_out"]
+    for name, source in here.result("runs/alone")["held_out"].items():
+        assert measured[name]["tokens"] == source["tokens"]
+        assert abs(measured[name]["loss"] - source["loss"]) < 2e-3

@@ -1,16 +1,5 @@
-"""Threads for tensors this small only wait for each other, the longer the busier the machine."""
+"""The model's tensors are as small as the kernels' here."""
 
-from __future__ import annotations
+from tests.kernels.conftest import one_thread
 
-from collections.abc import Iterator
-
-import pytest
-import torch
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+__all__ = ["one_thread"]

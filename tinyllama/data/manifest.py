@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 FILE = "manifest.json"
+TOKENIZER_FILE = "tokenizer.model"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,10 +19,8 @@ from typing import Any
 from tinyllama.config.schema import Data
 from tinyllama.data.encode import Progress, encode_source, survey
 from tinyllama.data.formats import identity, raw_files
-from tinyllama.data.manifest import FILE, Manifest, TokenizerEntry
+from tinyllama.data.manifest import FILE, TOKENIZER_FILE, Manifest, TokenizerEntry
 from tinyllama.data.tokenizer import Tokenizer, train_tokenizer
-
-TOKENIZER_FILE = "tokenizer.model"
 
 _LAYOUT = 1
 """Raised when a change of this package changes the tokens or the files, so that older folders are not taken for new."""

@@ -63,6 +63,7 @@ class Evaluator:
             targets[torch.from_numpy(mine >= n_windows)] = IGNORED
             loss, count = self._engine.evaluate(inputs, targets)
             scored = targets[targets != IGNORED]
-            sums += torch.tensor([float(loss) * int(count), int(count), int(self._token_bytes[scored].sum())])
-        nats, tokens, n_bytes = sum_over_ranks(sums.to(self._engine.device)).tolist()
-        return SourceLoss(loss=nats / tokens, bits_per_byte=bits_per_byte(nats, int(n_bytes)), tokens=int(tokens))
+            n_bytes = int(self._token_bytes[scored].sum())
+            sums += torch.tensor([float(loss) * int(count), int(count), n_bytes], dtype=torch.float64)
+        nats, tokens, size = sum_over_ranks(sums.to(self._engine.device)).tolist()
+        return SourceLoss(loss=nats / tokens, bits_per_byte=bits_per_byte(nats, int(size)), tokens=int(tokens))
