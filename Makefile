@@ -31,6 +31,14 @@ ui: $(INSTALLED) ## open the MLflow UI on the runs of this folder, on loopback
 test: $(INSTALLED) ## run the whole test suite
 	$(BIN)/python -m pytest
 
+compile: $(INSTALLED) ## compile every kernel for three GPUs and look for what does not fit; none is needed
+	$(BIN)/python -m pytest -m compiled --dist=load tests/kernels/test_compiled.py
+
+oldest: ## run the kernels' tests on the oldest torch and triton that will do
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet "torch==2.11.*" "triton==3.6.*" "numpy<2.4" hydra-core omegaconf pydantic rich pytest pytest-xdist
+	.venv-oldest/bin/python -m pytest -W "ignore:Conversion of an array:DeprecationWarning" tests/kernels tests/model/test_kernels.py
+
 check: $(INSTALLED) ## lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,6 +52,6 @@ lock: $(INSTALLED) ## write down what is installed, torch and triton left to the
 	rm requirements.new
 
 clean: ## remove the environment and caches; runs and data sets stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache tinyllama.egg-info
+	rm -rf $(VENV) .venv-oldest .pytest_cache .mypy_cache .ruff_cache tinyllama.egg-info
 
-.PHONY: help install demo study ui test check lock clean
+.PHONY: help install demo study ui test compile oldest check lock clean

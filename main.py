@@ -183,7 +183,9 @@ def train_rank(run_dir: Path) -> None:
     tokenizer = Tokenizer.load(data / manifest.tokenizer.file)
     planned = make_plan(config, measured_tokens=_sizes(manifest))
 
-    model = Llama(config.model, ops=kernels.select(config.kernels.backend), recompute=layout.recompute)
+    ops = kernels.select(config.kernels.backend, attention=config.kernels.attention, device=layout.device)
+    end = tokenizer.eos if config.train.mask_documents else None
+    model = Llama(config.model, ops=ops, recompute=layout.recompute, document_end=end)
     state = starting_state(
         model,
         checkpoints=run_dir / launch.CHECKPOINTS,
@@ -267,8 +269,7 @@ def train_rank(run_dir: Path) -> None:
             write_json(run_dir / launch.RESULT, result)
             tracker.tell("end", status=status)
             tracker.close(status, artifacts=[run_dir / name for name in (*ARTIFACTS, outcome.CURVE)])
-    distributed.wait_for_all()  # until the result is there for every machine's launcher to read
-    distributed.leave()
+    distributed.leave()  # once the result is there for every machine's launcher to read
 
 
 def generate_text(config: RunConfig) -> None:

@@ -6,14 +6,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from tinyllama import kernels
 from tinyllama.config import resolvers
 from tinyllama.config.load import load
 from tinyllama.config.schema import RunConfig
 
 ROOT = Path(__file__).parent.parent
+
+if not torch.cuda.is_available():
+    # Triton looks at this when it is imported, and when it sees and runs a kernel; nothing else here is to have it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        kernels.select("triton", attention="triton", device="cpu")
 
 
 @pytest.fixture(scope="session")

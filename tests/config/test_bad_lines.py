@@ -172,7 +172,15 @@ BETWEEN = [
         "tracking.experiment: Default would put its artifacts into ./mlruns: choose another name",
     ),
     ("task=generate", "generate.run: is null: say whose weights to use, as in generate.run=runs/NAME"),
-    ("kernels=triton", "kernels.backend: triton has no kernels in this version: use kernels=auto or kernels=torch"),
+    (
+        "kernels=triton",
+        "kernels.backend: triton needs a GPU, and parallelism.device=cpu: choose parallelism=single or kernels=torch, "
+        "or set TRITON_INTERPRET=1 to have the kernels interpreted, which is exact and very slow",
+    ),
+    (
+        "kernels=torch kernels.attention=triton",
+        "kernels.attention: triton comes with the Triton kernels, and kernels.backend=torch: use sdpa",
+    ),
     ("train.eval_tokens=255", "train.eval_tokens: 255 is less than one sequence: use at least model.context=256"),
 ]
 
@@ -292,3 +300,21 @@ def test_a_source_is_named_like_a_folder(config: Callable[..., RunConfig]) -> No
         "data.sources: '../x' is not a name: letters, digits, dots, dashes and underscores, "
         "the first a letter or a digit"
     )
+
+
+def test_what_the_interpreter_can_not_do_is_refused(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert config("kernels=triton").kernels.attention == "triton"
+    for line, report in (
+        ("kernels=triton train.precision=bf16", "train.precision: bf16 comes out wrong in Triton's interpreter"),
+        ("parallelism=single", "kernels.backend: TRITON_INTERPRET=1 would interpret the kernels, GPU or not: unset it"),
+    ):
+        with pytest.raises(ConfigError) as refusal:
+            config(*line.split())
+        assert report in str(refusal.value)
+    config("parallelism=single", "kernels=torch")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"triton is not installed, .* use kernels=torch"):
+        config("kernels=triton")

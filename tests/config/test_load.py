@@ -59,6 +59,7 @@ DETERMINES: list[dict[str, Any]] = [
     {"schedule.min_ratio": 0.0},
     {"train.batch_tokens": 16_384},
     {"train.precision": "bf16"},
+    {"train.mask_documents": True},
 ]
 
 DOES_NOT: list[dict[str, Any]] = [
@@ -84,6 +85,7 @@ DOES_NOT: list[dict[str, Any]] = [
     {"parallelism.recompute": True},
     {"parallelism.threads": 1},
     {"kernels.backend": "torch"},
+    {"kernels.attention": "triton"},
     {"hardware.name": "other"},
     {"hardware.peak_tflops": 312.0},
     {"hardware.memory_gb": 80.0},

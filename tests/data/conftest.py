@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllama.config.schema import Data, Source, Tokenizer
+from tinyllama.config.data import Data, Source, Tokenizer
 from tinyllama.data.manifest import Manifest
 from tinyllama.data.prepare import dataset_dir, prepare
 

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from tinyllama.config.schema import Filter, Source
+from tinyllama.config.data import Filter, Source
 from tinyllama.data import formats
 from tinyllama.data.formats import Document, identity, read_documents
 

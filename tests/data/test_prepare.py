@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from tinyllama.config.schema import Data, Filter, Source
-from tinyllama.config.schema import Tokenizer as Spec
+from tinyllama.config.data import Data, Filter, Source
+from tinyllama.config.data import Tokenizer as Spec
 from tinyllama.data import prepare as module
 from tinyllama.data import stdlib
 from tinyllama.data.encode import Progress, is_held_out, survey

@@ -8,7 +8,7 @@ import tokenize
 
 import pytest
 
-from tinyllama.config.schema import Source
+from tinyllama.config.data import Source
 from tinyllama.data import stdlib
 from tinyllama.data.formats import read_documents
 from tinyllama.data.stdlib import cut_docstrings

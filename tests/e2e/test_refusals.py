@@ -40,7 +40,7 @@ def test_the_plan_needs_neither_data_nor_torch(here: Here, no_torch: dict[str, s
         ("optimizer.lrr=1", "optimizer.lrr: no such key; did you mean optimizer.lr?"),
         ("model=nanoo", "Could not find 'model/nanoo'"),
         ("sweeps=token_budgets", "Could not find 'sweeps/token_budgets'"),
-        ("kernels=triton", "kernels.backend: triton has no kernels in this version"),
+        ("kernels=triton", "kernels.backend: triton needs a GPU, and parallelism.device=cpu"),
         ("optimizer.lr=[1", "no viable alternative at input"),
         ("model=30", "Config group override must be a string or a list. Got int"),
     ],

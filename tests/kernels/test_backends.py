@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import pytest
 
+from tests.kernels.twins import DEVICE
 from tinyllama import kernels
-from tinyllama.kernels import reference, sdpa
+from tinyllama.kernels import attention, cross_entropy, reference, rmsnorm, rope, sdpa, swiglu
 
 
-def test_auto_is_the_fastest_there_is() -> None:
-    assert kernels.select("auto") == kernels.select("torch") == kernels.TORCH
+def test_a_cpu_has_pytorch_and_a_gpu_has_triton() -> None:
+    assert kernels.select("auto", attention="sdpa", device="cpu") is kernels.TORCH
+    assert kernels.select("auto", attention="sdpa", device="cuda") == kernels.Ops(
+        rms_norm=rmsnorm.rms_norm,
+        add_rms_norm=rmsnorm.add_rms_norm,
+        rope=rope.rope,
+        swiglu=swiglu.swiglu,
+        attention=sdpa.attention,
+        linear_cross_entropy=cross_entropy.linear_cross_entropy,
+    )
+
+
+def test_what_is_asked_for_is_what_is_there() -> None:
+    assert kernels.select("torch", attention="sdpa", device="cuda") is kernels.TORCH
+    assert kernels.select("triton", attention="triton", device=DEVICE).attention is attention.attention
     assert kernels.TORCH.attention is sdpa.attention
     assert all(op is getattr(reference, name) for name, op in kernels.REFERENCE._asdict().items())
 
 
-def test_triton_is_refused_with_what_to_use() -> None:
-    with pytest.raises(ValueError, match=r"^kernels\.backend: ") as refusal:
-        kernels.select("triton")
-    assert str(refusal.value) == (
-        "kernels.backend: 'triton' has no kernels in this version: use kernels=auto or kernels=torch"
-    )
+def test_auto_does_without_triton_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
+    assert kernels.select("auto", attention="sdpa", device="cuda") is kernels.TORCH

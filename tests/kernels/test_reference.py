@@ -61,14 +61,23 @@ def test_rms_norm_in_bf16_rounds_once() -> None:
         assert_close(twice, textbook_rms_norm(x, weight), ratio=one_rounding(x.dtype), dtype=x.dtype)
 
 
+def test_the_fused_addition_is_the_norm_of_the_rounded_sum() -> None:
+    x, residual, weight = (
+        draw(*shape, seed=seed, dtype=torch.bfloat16) for seed, shape in enumerate(((9, 64),) * 2 + ((64,),))
+    )
+    normed, total = reference.add_rms_norm(x, residual, weight, EPS)
+    assert torch.equal(total, x + residual)
+    assert torch.equal(normed, reference.rms_norm(x + residual, weight, EPS))
+
+
 def angles(t: int, c: int, *, start: int = 0, theta: float = 10_000.0) -> Tensor:
     rows = [[(start + i) * theta ** (-2 * j / c) for j in range(c // 2)] for i in range(t)]
     return torch.tensor(rows, dtype=torch.float64)
 
 
 def tables(t: int, c: int, *, start: int = 0) -> tuple[Tensor, Tensor]:
-    turned = angles(t, c, start=start)
-    return turned.cos().float(), turned.sin().float()
+    at = angles(t, c, start=start)
+    return at.cos().float(), at.sin().float()
 
 
 def textbook_rope(x_bthc: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
@@ -83,46 +92,47 @@ def textbook_rope(x_bthc: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool
     return out
 
 
+def turned(x_bthc: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """All heads of x as queries of a packed projection."""
+    b, t, _, c = x_bthc.shape
+    return reference.rope(torch.cat((x_bthc, x_bthc.new_zeros(b, t, 2, c)), dim=2), cos, sin, 1)[0]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rope_turns_pairs_as_complex_numbers(dtype: torch.dtype) -> None:
-    x, (cos, sin) = draw(2, 9, 5, 16, dtype=dtype), tables(9, 16)
-    actual = reference.rope(x, cos, sin, 5)
-    assert_close(actual, textbook_rope(x, cos, sin), ratio=one_rounding(dtype), dtype=dtype)
+    x, (cos, sin) = draw(2, 9, 9, 16, dtype=dtype), tables(9, 16)
+    q, k, v = reference.rope(x, cos, sin, 2)
+    assert (q.shape, k.shape) == ((2, 9, 5, 16), (2, 9, 2, 16))
+    assert torch.equal(v, x[:, :, 7:])
+    actual, given = torch.cat((q, k), dim=2), x[:, :, :7]
+    assert_close(actual, textbook_rope(given, cos, sin), ratio=one_rounding(dtype), dtype=dtype)
     wrongs = [
-        textbook_rope(x, *tables(9, 16, start=1)),
-        textbook_rope(x, cos, -sin),
-        textbook_rope(x, cos, sin, interleaved=True),
+        textbook_rope(given, *tables(9, 16, start=1)),
+        textbook_rope(given, cos, -sin),
+        textbook_rope(given, cos, sin, interleaved=True),
     ]
     if dtype != torch.bfloat16:  # there the values' own rounding drowns that of the tables
-        wrongs.append(textbook_rope(x, cos.bfloat16(), sin.bfloat16()))
+        wrongs.append(textbook_rope(given, cos.bfloat16(), sin.bfloat16()))
     for wrong in wrongs:
         with pytest.raises(AssertionError, match="error ratio"):
             assert_close(actual, wrong, ratio=one_rounding(dtype), dtype=dtype)
 
 
-def test_rope_passes_the_other_heads_through() -> None:
-    x, (cos, sin) = draw(2, 9, 5, 16), tables(9, 16)
-    for n_rotated in range(6):
-        out = reference.rope(x, cos, sin, n_rotated)
-        assert torch.equal(out[:, :, n_rotated:], x[:, :, n_rotated:])
-        assert torch.equal(out[:, :, :n_rotated], reference.rope(x[:, :, :n_rotated], cos, sin, n_rotated))
-
-
 def test_rope_is_undone_by_the_inverse_rotation() -> None:
     x, (cos, sin) = draw(2, 9, 5, 16), tables(9, 16)
-    turned = reference.rope(x, cos, sin, 5)
+    once = turned(x, cos, sin)
     # the fp32 tables' cos^2 + sin^2 is one but for two of their roundings
-    assert_close(reference.rope(turned, cos, -sin, 5), x, ratio=2 * torch.finfo(torch.float32).eps)
+    assert_close(turned(once, cos, -sin), x, ratio=2 * torch.finfo(torch.float32).eps)
     with pytest.raises(AssertionError, match="error ratio"):
-        assert_close(reference.rope(turned, cos, sin, 5), x, ratio=0.1)
+        assert_close(turned(once, cos, sin), x, ratio=0.1)
 
 
 def test_rope_scores_depend_on_the_distance_alone() -> None:
     q, k, c = draw(1, 1, 1, 16), draw(1, 1, 1, 16, seed=1), 16
 
     def score(i: int, j: int) -> Tensor:
-        turned = [reference.rope(x, *tables(1, c, start=at), 1) for x, at in ((q, i), (k, j))]
-        return (turned[0] * turned[1]).sum()
+        at = [turned(x, *tables(1, c, start=where)) for x, where in ((q, i), (k, j))]
+        return (at[0] * at[1]).sum()
 
     # each score sums c products, each off by up to three roundings of the fp32 tables
     ratio = 3 * math.sqrt(c) * torch.finfo(torch.float32).eps
@@ -162,7 +172,14 @@ def test_swiglu_at_the_ends() -> None:
 
 
 def textbook_attention(
-    q_bthc: Tensor, k_bskc: Tensor, v_bskc: Tensor, *, past: int | None = None, scale: float = 1, strided: bool = False
+    q_bthc: Tensor,
+    k_bskc: Tensor,
+    v_bskc: Tensor,
+    starts_bt: Tensor | None = None,
+    *,
+    past: int | None = None,
+    scale: float = 1,
+    strided: bool = False,
 ) -> Tensor:
     """One query at a time, each head with its own copy of its keys and values."""
     b, t, h, c = q_bthc.shape
@@ -173,7 +190,7 @@ def textbook_attention(
         for head in range(h):
             shared = head % k if strided else head // (h // k)
             for i in range(t):
-                visible = range(min(s, past + i + 1))
+                visible = range(0 if starts_bt is None else int(starts_bt[one, i]), min(s, past + i + 1))
                 keys, values = (x[one, visible, shared].double() for x in (k_bskc, v_bskc))
                 exps = torch.exp(keys @ q_bthc[one, i, head].double() * scale / math.sqrt(c))
                 out[one, i, head] = (exps / exps.sum()) @ values
@@ -214,6 +231,24 @@ def test_attention_mistakes_raise(wrong: dict[str, int | float | bool], dtype: t
             ratio=attention_tolerance(dtype),
             dtype=dtype,
         )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_attention_within_documents_is_its_loop(dtype: torch.dtype) -> None:
+    inputs = qkv(7, 7, 4, 2, dtype=dtype)
+    starts = torch.tensor([[0, 0, 0, 3, 3, 3, 6], [0, 1, 1, 1, 1, 1, 1]])
+    actual, ratio = reference.attention(*inputs, starts), attention_tolerance(dtype)
+    assert_close(actual, textbook_attention(*inputs, starts), ratio=ratio, dtype=dtype)
+    early, none = starts.clone(), torch.zeros_like(starts)
+    early[0, 3] = 0  # one query sees into the document before its own
+    for wrong in (early, none):
+        with pytest.raises(AssertionError, match="error ratio"):
+            assert_close(actual, textbook_attention(*inputs, wrong), ratio=ratio, dtype=dtype)
+
+
+def test_documents_need_a_whole_sequence() -> None:
+    with pytest.raises(AssertionError, match="documents are those of a whole sequence"):
+        reference.attention(*qkv(4, 9, 4, 2), torch.zeros(2, 4, dtype=torch.int64))
 
 
 def test_attention_with_large_scores_is_finite() -> None:
@@ -314,9 +349,17 @@ def test_everyone_ignores_the_same_target() -> None:
 Gradient = tuple[Callable[..., Tensor], tuple[Tensor, ...]]
 GRADIENTS: dict[str, Gradient] = {
     "rms_norm": (lambda x, w: reference.rms_norm(x, w, EPS), (draw(2, 3, 4), draw(4, seed=1))),
-    "rope": (lambda x: reference.rope(x, *tables(3, 4, start=2), 2), (draw(1, 3, 3, 4),)),
+    "add_rms_norm": (
+        lambda x, r, w: torch.cat(reference.add_rms_norm(x, r, w, EPS)),
+        (draw(2, 3, 4), draw(2, 3, 4, seed=1), draw(4, seed=2)),
+    ),
+    "rope": (lambda x: torch.cat(reference.rope(x, *tables(3, 4, start=2), 1), dim=2), (draw(1, 3, 4, 4),)),
     "swiglu": (reference.swiglu, (draw(2, 3, 8),)),
     "attention": (reference.attention, qkv(3, 3, 4, 2, c=2)),
+    "attention, documents": (
+        lambda *xs: reference.attention(*xs, torch.tensor([[0, 1, 1], [0, 0, 2]])),
+        qkv(3, 3, 4, 2, c=2),
+    ),
     "attention, cached": (reference.attention, qkv(2, 4, 4, 1, c=2)),
     "linear_cross_entropy": (
         lambda x, w: reference.linear_cross_entropy(x, w, torch.tensor([2, -100, 0, 4]))[0],

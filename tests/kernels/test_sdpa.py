@@ -40,6 +40,18 @@ def test_fused_attention_is_the_reference(t: int, s: int, h: int, k: int, dtype:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_fused_attention_within_documents_is_the_reference(dtype: torch.dtype) -> None:
+    inputs, upstream = inputs_and_upstream(33, 33, 8, 2, dtype)
+    starts = torch.tensor([[0] * 5 + [5] * 27 + [32], [0] * 33])
+    out, expected = sdpa.attention(*inputs, starts), reference.attention(*inputs, starts)
+    assert_close(out, expected, ratio=TOLERANCES[dtype])
+    for pair in zip(*(torch.autograd.grad(result, inputs, upstream) for result in (out, expected)), strict=True):
+        assert_close(*pair, ratio=TOLERANCES[dtype])
+    with pytest.raises(AssertionError, match="error ratio"):
+        assert_close(sdpa.attention(*inputs, torch.zeros_like(starts)), expected, ratio=TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 def test_the_mask_of_no_cache_is_caught_where_there_is_one(dtype: torch.dtype) -> None:
     (q, k, v), _ = inputs_and_upstream(32, 33, 8, 2, dtype)
     wrong = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True, enable_gqa=True)

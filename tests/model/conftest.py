@@ -1,5 +1,5 @@
-"""The model's tensors are as small as the kernels' here."""
+"""The model's tensors are as small as the kernels' here, and some run on the kernels."""
 
-from tests.kernels.conftest import one_thread
+from tests.kernels.conftest import interpreted, one_thread
 
-__all__ = ["one_thread"]
+__all__ = ["interpreted", "one_thread"]

@@ -17,7 +17,7 @@ from tinyllama import kernels
 from tinyllama.config.schema import RunConfig
 from tinyllama.kernels import reference
 from tinyllama.model.layers import Block, KeyValues, rope_tables
-from tinyllama.model.llama import Llama
+from tinyllama.model.llama import Llama, document_starts
 from tinyllama.plan.count import count_parameters
 
 OPTIONS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
@@ -49,9 +49,9 @@ def test_the_built_model_is_as_large_as_the_plan_says(config: Callable[..., RunC
     assert not list(model.named_buffers()), "a buffer would be cast with the model"
 
 
-def seen_from(model: Llama, position: int) -> list[bool]:
+def seen_from(model: Llama, position: int, tokens: Tensor | None = None) -> list[bool]:
     """By position of the input, whether the loss at `position` alone has any gradient there."""
-    tokens = some_tokens(1)
+    tokens = some_tokens(1) if tokens is None else tokens
     targets = torch.full_like(tokens, IGNORED)
     targets[0, position] = 5
     embedded: list[Tensor] = []
@@ -76,13 +76,59 @@ def test_a_position_sees_itself_and_what_came_before() -> None:
 
 
 def test_a_model_that_sees_one_token_ahead_is_caught() -> None:
-    def peeking(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def peeking(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None) -> Tensor:
         # with one key too many at the end, every query is aligned with the key after its own
         return kernels.TORCH.attention(q, *(torch.cat((x, x[:, -1:]), dim=1) for x in (k, v)))
 
     model = build(ops=kernels.TORCH._replace(attention=peeking))
     with pytest.raises(AssertionError):
         assert seen_from(model, 4) == [i <= 4 for i in range(SHAPE.context)]
+
+
+END = 5
+"""What ends a document in these tests."""
+
+
+def in_documents(length: int = SHAPE.context) -> Tensor:
+    """A sequence that documents start in at positions 0, 6, 7 and 12."""
+    tokens = some_tokens(1, length)
+    tokens[tokens == END] = END + 1
+    tokens[0, [6, 7, 12]] = END
+    return tokens
+
+
+FIRSTS = [0] * 6 + [6] + [7] * 5 + [12] * 4
+
+
+def test_a_document_starts_with_the_end_of_the_one_before() -> None:
+    starts = document_starts(torch.cat((in_documents(), torch.full_like(in_documents(), END + 1))), END)
+    assert starts.dtype == torch.int32
+    assert starts.tolist() == [FIRSTS, [0] * SHAPE.context]
+    # a window that begins with an end token
+    assert document_starts(in_documents()[:, 6:], END).tolist() == [[max(0, first - 6) for first in FIRSTS[6:]]]
+
+
+def test_a_masked_position_sees_its_own_document_alone() -> None:
+    model = build(document_end=END)
+    for position, first in enumerate(FIRSTS):
+        assert seen_from(model, position, in_documents()) == [first <= i <= position for i in range(SHAPE.context)]
+
+
+def test_a_masked_document_is_what_it_is_alone() -> None:
+    tokens, model = in_documents(), build(document_end=END, gain=3)
+    targets = tokens.roll(-1, dims=1)
+
+    def loss(model: Llama, shown: slice, scored: slice) -> Tensor:
+        only = torch.full_like(targets, IGNORED)
+        only[:, scored] = targets[:, scored]
+        return model(tokens[:, shown], only[:, shown])[0]
+
+    document, whole = slice(7, 12), slice(None)
+    alone = loss(build(gain=3), document, document)
+    # other positions, of the same distances: the fp32 tables round differently
+    torch.testing.assert_close(loss(model, whole, document), alone, rtol=1e-7, atol=0)
+    with pytest.raises(AssertionError, match="not close"):  # what stands before it tells without the mask
+        torch.testing.assert_close(loss(build(gain=3), whole, document), alone, rtol=1e-3, atol=0)
 
 
 def gradients(model: Llama) -> tuple[Tensor, dict[str, Tensor]]:
@@ -129,9 +175,9 @@ def test_recomputing_changes_nothing_and_is_done(monkeypatch: pytest.MonkeyPatch
     calls: list[Block] = []
     forward = Block.forward
 
-    def counted(self: Block, x_btd: Tensor, past: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
+    def counted(self: Block, *inputs: Tensor | None) -> tuple[Tensor, Tensor, KeyValues]:
         calls.append(self)
-        return forward(self, x_btd, past)
+        return forward(self, *inputs)
 
     monkeypatch.setattr(Block, "forward", counted)
     loss, kept = gradients(build())

@@ -7,7 +7,14 @@ from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ConfigDict, Field
+
+
+class Section:
+    """What every config section shares: unknown keys are refused and no value is coerced to another type."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
 
 _SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 

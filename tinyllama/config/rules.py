@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tinyllama.config.schema import (
-    Budget,
-    Data,
-    Generate,
-    Kernels,
-    Model,
-    Parallelism,
-    Schedule,
-    Tracking,
-    Train,
-)
+from tinyllama.config.data import Data
+from tinyllama.config.schema import Budget, Generate, Kernels, Model, Parallelism, Schedule, Tracking, Train
 
 Broken = Iterator[tuple[str, str]]
 
@@ -148,10 +141,29 @@ def generate_has_a_run(task: str, generate: Generate) -> Broken:
         yield "generate.run", "is null: say whose weights to use, as in generate.run=runs/NAME"
 
 
-def kernels_exist(task: str, kernels: Kernels) -> Broken:
-    """A backend has kernels to train on."""
-    if task == "train" and kernels.backend == "triton":
-        yield "kernels.backend", "triton has no kernels in this version: use kernels=auto or kernels=torch"
+def kernels_can_run(task: str, kernels: Kernels, parallelism: Parallelism, train: Train) -> Broken:
+    """Triton compiles for GPUs alone; its interpreter stands in for one, slowly and not in bf16."""
+    if kernels.backend == "torch":
+        if kernels.attention == "triton":
+            yield "kernels.attention", "triton comes with the Triton kernels, and kernels.backend=torch: use sdpa"
+        return
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if task != "train":
+        return
+    if parallelism.device == "cuda":
+        if interpreted:
+            yield "kernels.backend", "TRITON_INTERPRET=1 would interpret the kernels, GPU or not: unset it"
+    elif kernels.backend == "triton":
+        if importlib.util.find_spec("triton") is None:
+            yield "kernels.backend", "triton is not installed, and there is none but for Linux: use kernels=torch"
+        elif not interpreted:
+            yield (
+                "kernels.backend",
+                "triton needs a GPU, and parallelism.device=cpu: choose parallelism=single or kernels=torch, or set "
+                "TRITON_INTERPRET=1 to have the kernels interpreted, which is exact and very slow",
+            )
+        elif train.precision == "bf16":
+            yield "train.precision", "bf16 comes out wrong in Triton's interpreter: use fp32"
 
 
 def evaluation_holds_a_sequence(train: Train, model: Model) -> Broken:
@@ -200,7 +212,7 @@ RULES: tuple[Callable[..., Broken], ...] = (
     sources_have_raw_files,
     hash_has_a_file,
     generate_has_a_run,
-    kernels_exist,
+    kernels_can_run,
     evaluation_holds_a_sequence,
     nodes_start_over_together,
     experiment_has_a_name,

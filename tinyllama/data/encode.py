@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
-from tinyllama.config.schema import Source
+from tinyllama.config.data import Source
 from tinyllama.data.formats import Document, identity, read_documents
 from tinyllama.data.manifest import HeldOutEntry, SourceEntry, SplitEntry, TokenizerEntry
 from tinyllama.data.shards import ShardWriter

@@ -14,7 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import zstandard
 
-from tinyllama.config.schema import Filter, Source
+from tinyllama.config.data import Filter, Source
 from tinyllama.data import stdlib
 
 """Formats that need no raw files."""

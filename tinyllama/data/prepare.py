@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tinyllama.config.schema import Data
+from tinyllama.config.data import Data
 from tinyllama.data.encode import Progress, encode_source, survey
 from tinyllama.data.formats import identity, raw_files
 from tinyllama.data.manifest import FILE, TOKENIZER_FILE, Manifest, TokenizerEntry

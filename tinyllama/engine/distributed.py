@@ -54,6 +54,7 @@ def wait_for_all() -> None:
 
 
 def leave() -> None:
-    """Take this process out of its group."""
+    """Take this process out of its group once all are here: gloo aborts one that goes while another still talks."""
     if dist.is_initialized():
+        wait_for_all()
         dist.destroy_process_group()

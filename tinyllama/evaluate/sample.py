@@ -18,7 +18,7 @@ def continue_text(shape: Model, *, tokenizer: Path, checkpoints: Path, how: Gene
     Raises ValueError where the prompt fills the model's context, Damaged where the weights are not what was written.
     """
     pieces = Tokenizer.load(tokenizer)
-    model = Llama(shape, ops=kernels.select("torch"))
+    model = Llama(shape, ops=kernels.TORCH)
     model.load_state_dict(checkpoint.latest_weights(checkpoints))
     prompt = pieces.encode(how.prompt)
     tokens = generate(

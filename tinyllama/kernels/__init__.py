@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from importlib.util import find_spec
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
 from tinyllama.kernels import reference, sdpa
 
 
+class _Attention(Protocol):
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None, /) -> Tensor: ...
+
+
 class Ops(NamedTuple):
     """One implementation of every op; `reference` says what each does."""
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
-    rope: Callable[[Tensor, Tensor, Tensor, int], Tensor]
+    add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+    rope: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
     swiglu: Callable[[Tensor], Tensor]
-    attention: Callable[[Tensor, Tensor, Tensor], Tensor]
+    attention: _Attention
     linear_cross_entropy: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 REFERENCE = Ops(
     rms_norm=reference.rms_norm,
+    add_rms_norm=reference.add_rms_norm,
     rope=reference.rope,
     swiglu=reference.swiglu,
     attention=reference.attention,
@@ -33,8 +40,23 @@ TORCH = REFERENCE._replace(attention=sdpa.attention)
 """The reference, but for attention: PyTorch's own is faster and does not hold the scores."""
 
 
-def select(backend: Literal["auto", "torch", "triton"]) -> Ops:
-    """The ops of a backend; auto is the fastest there is. Raises ValueError where the backend is not built."""
-    if backend == "triton":
-        raise ValueError("kernels.backend: 'triton' has no kernels in this version: use kernels=auto or kernels=torch")
-    return TORCH
+def select(
+    backend: Literal["auto", "torch", "triton"], *, attention: Literal["triton", "sdpa"], device: Literal["cpu", "cuda"]
+) -> Ops:
+    """The ops of a backend on a kind of device, with Triton's or PyTorch's attention beside the Triton kernels."""
+    if backend == "auto":
+        backend = "triton" if device == "cuda" and find_spec("triton") else "torch"
+    if backend == "torch":
+        return TORCH
+    # slow to import, and not there on every system
+    from tinyllama.kernels import attention as flash
+    from tinyllama.kernels import cross_entropy, rmsnorm, rope, swiglu
+
+    return Ops(
+        rms_norm=rmsnorm.rms_norm,
+        add_rms_norm=rmsnorm.add_rms_norm,
+        rope=rope.rope,
+        swiglu=swiglu.swiglu,
+        attention=flash.attention if attention == "triton" else sdpa.attention,
+        linear_cross_entropy=cross_entropy.linear_cross_entropy,
+    )

@@ -26,16 +26,23 @@ def rms_norm(x_btd: Tensor, weight_d: Tensor, eps: float) -> Tensor:
     return (normed * _wide(weight_d)).to(x_btd.dtype)
 
 
-def rope(x_bthc: Tensor, cos_tc: Tensor, sin_tc: Tensor, n_rotated: int) -> Tensor:
-    """Rotate the first n_rotated heads by their position (arXiv 2104.09864) and pass the others through.
+def add_rms_norm(x_btd: Tensor, residual_btd: Tensor, weight_d: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm of x + residual, and x + residual itself."""
+    total = x_btd + residual_btd
+    return rms_norm(total, weight_d, eps), total
 
-    cos and sin are fp32 of shape [t, c / 2]. A head's first half pairs with its second, as in Hugging Face's Llama.
+
+def rope(qkv_btnc: Tensor, cos_tc: Tensor, sin_tc: Tensor, n_kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of a packed projection, [b, t, h or k, c], the first two rotated by their position.
+
+    A position's n = h + 2 k heads are its queries, its keys, its values. cos and sin are fp32 of shape [t, c / 2]. A
+    head's first half pairs with its second, as in Hugging Face's Llama (arXiv 2104.09864).
     """
-    rotated, rest = x_bthc[:, :, :n_rotated], x_bthc[:, :, n_rotated:]
-    first, second = _wide(rotated).chunk(2, dim=-1)
+    turning, v_btkc = qkv_btnc[:, :, :-n_kv_heads], qkv_btnc[:, :, -n_kv_heads:]
+    first, second = _wide(turning).chunk(2, dim=-1)
     cos, sin = cos_tc[:, None], sin_tc[:, None]
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return torch.cat((turned.to(x_bthc.dtype), rest), dim=2)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(qkv_btnc.dtype)
+    return turned[:, :, :-n_kv_heads], turned[:, :, -n_kv_heads:], v_btkc
 
 
 def swiglu(gate_up_bt2f: Tensor) -> Tensor:
@@ -44,20 +51,30 @@ def swiglu(gate_up_bt2f: Tensor) -> Tensor:
     return (F.silu(_wide(gate)) * _wide(up)).to(gate_up_bt2f.dtype)
 
 
-def attention(q_bthc: Tensor, k_bskc: Tensor, v_bskc: Tensor) -> Tensor:
-    """Causal grouped-query attention, [b, t, h, c] (arXiv 2305.13245).
+def visible(t: int, s: int, starts_bt: Tensor | None, device: torch.device) -> Tensor:
+    """Whether query i of t may see key j of s, bool [t, s], or [b, t, s] where documents start within.
 
-    Query i of t sees the keys up to the one that stands at its own position: with a cache there are more keys (s) than
-    queries (t), and the last query is aligned with the last key.
+    The last query is aligned with the last key: with a cache there are more keys than queries. starts is, for each
+    position, the first position of its document; it needs as many keys as queries.
     """
+    causal = torch.ones(t, s, dtype=torch.bool, device=device).tril(s - t)
+    if starts_bt is None:
+        return causal
+    assert t == s, "documents are those of a whole sequence"
+    return causal & (torch.arange(s, device=device) >= starts_bt[:, :, None])
+
+
+def attention(q_bthc: Tensor, k_bskc: Tensor, v_bskc: Tensor, starts_bt: Tensor | None = None) -> Tensor:
+    """Causal grouped-query attention, [b, t, h, c] (arXiv 2305.13245), of each query to what is `visible` to it."""
     b, t, h, c = q_bthc.shape
     s, k = k_bskc.shape[1:3]
     q_bkgtc = q_bthc.view(b, t, k, h // k, c).permute(0, 2, 3, 1, 4)
     k_bk1cs = k_bskc.permute(0, 2, 3, 1).unsqueeze(2)
     v_bk1sc = v_bskc.permute(0, 2, 1, 3).unsqueeze(2)
     scores = _wide(q_bkgtc * c**-0.5 @ k_bk1cs)
-    future = torch.ones(t, s, dtype=torch.bool, device=scores.device).triu(s - t + 1)
-    weights = scores.masked_fill(future, float("-inf")).softmax(-1).to(q_bthc.dtype)
+    seen = visible(t, s, starts_bt, scores.device)
+    hidden = ~(seen if starts_bt is None else seen[:, None, None])
+    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1).to(q_bthc.dtype)
     gathered: Tensor = weights @ v_bk1sc
     return gathered.permute(0, 3, 1, 2, 4).reshape(b, t, h, c)
 

@@ -35,9 +35,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.ops = ops
 
-    def forward(self, x_btd: Tensor) -> Tensor:
-        """The scaled x, of its shape."""
-        return self.ops.rms_norm(x_btd, self.weight, self.eps)
+    def forward(self, x_btd: Tensor, update_btd: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The scaled sum of the residual stream and what a block adds to it, and the sum itself."""
+        if update_btd is None:
+            return self.ops.rms_norm(x_btd, self.weight, self.eps), x_btd
+        return self.ops.add_rms_norm(update_btd, x_btd, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -51,19 +53,21 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(shape.d_model, packed, bias=False)
         self.out = nn.Linear(shape.d_model, shape.d_model, bias=False)
 
-    def forward(self, x_btd: Tensor, past: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
+    def forward(
+        self, x_btd: Tensor, starts_bt: Tensor | None = None, past: KeyValues | None = None
+    ) -> tuple[Tensor, KeyValues]:
         """What each position gathers, [b, t, d], and the keys and values of all positions so far."""
         shape = self.shape
         b, t, d = x_btd.shape
         start = past[0].shape[1] if past else 0
         cos, sin = rope_tables(shape.context, shape.head_dim, shape.rope_theta, x_btd.device)
         packed = self.qkv(x_btd).view(b, t, -1, shape.head_dim)
-        heads = [shape.n_heads, shape.n_kv_heads, shape.n_kv_heads]
-        packed = self.ops.rope(packed, cos[start : start + t], sin[start : start + t], heads[0] + heads[1])
-        q_bthc, k_btkc, v_btkc = torch.split(packed, heads, dim=2)
+        here = slice(start, start + t)
+        q_bthc, k_btkc, v_btkc = self.ops.rope(packed, cos[here], sin[here], shape.n_kv_heads)
         if past:
             k_btkc, v_btkc = torch.cat((past[0], k_btkc), dim=1), torch.cat((past[1], v_btkc), dim=1)
-        return self.out(self.ops.attention(q_bthc, k_btkc, v_btkc).reshape(b, t, d)), (k_btkc, v_btkc)
+        gathered = self.ops.attention(q_bthc, k_btkc, v_btkc, starts_bt)
+        return self.out(gathered.reshape(b, t, d)), (k_btkc, v_btkc)
 
 
 class MLP(nn.Module):
@@ -82,7 +86,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder layer: each half normalises first and adds to the residual stream."""
+    """One decoder layer: each half normalises first and adds to the residual stream.
+
+    What the MLP adds is left to the next layer's norm, which takes the addition along.
+    """
 
     def __init__(self, shape: Model, ops: Ops) -> None:
         super().__init__()
@@ -91,11 +98,18 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(shape.d_model, shape.norm_eps, ops)
         self.mlp = MLP(shape, ops)
 
-    def forward(self, x_btd: Tensor, past: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
-        """The residual stream past this layer, [b, t, d], and the keys and values of all positions so far."""
-        gathered, present = self.attention(self.attention_norm(x_btd), past)
-        x_btd = x_btd + gathered
-        return x_btd + self.mlp(self.mlp_norm(x_btd)), present
+    def forward(
+        self,
+        x_btd: Tensor,
+        update_btd: Tensor | None,
+        starts_bt: Tensor | None = None,
+        past: KeyValues | None = None,
+    ) -> tuple[Tensor, Tensor, KeyValues]:
+        """The residual stream, what is yet to be added to it, and the keys and values of all positions so far."""
+        normed_btd, x_btd = self.attention_norm(x_btd, update_btd)
+        gathered_btd, present = self.attention(normed_btd, starts_bt, past)
+        normed_btd, x_btd = self.mlp_norm(x_btd, gathered_btd)
+        return x_btd, self.mlp(normed_btd), present
 
 
 class Head(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -12,16 +13,28 @@ from tinyllama.kernels import Ops
 from tinyllama.model.layers import Block, Head, KeyValues, RMSNorm
 
 
+def document_starts(tokens_bt: Tensor, end: int) -> Tensor:
+    """The position that each position's document starts at, int32 [b, t].
+
+    A document starts with the end token of the one before it, as a prompt does that is to start a new one; the first of
+    a window, with the window.
+    """
+    positions_t = torch.arange(tokens_bt.shape[1], device=tokens_bt.device, dtype=torch.int32)
+    return torch.where(tokens_bt == end, positions_t, 0).cummax(dim=1).values
+
+
 class Llama(nn.Module):
     """Token embedding, decoder blocks, a last norm, an untied output matrix; no biases.
 
     The weights are left as they were allocated: `model.init` gives them values, and so does a checkpoint.
     """
 
-    def __init__(self, shape: Model, *, ops: Ops, recompute: bool = False) -> None:
+    def __init__(self, shape: Model, *, ops: Ops, recompute: bool = False, document_end: int | None = None) -> None:
+        """With document_end, the token that ends a document, no position sees past the one its document starts with."""
         super().__init__()
         self.shape = shape
         self.recompute = recompute
+        self.document_end = document_end
         self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
         self.blocks = nn.ModuleList(Block(shape, ops) for _ in range(shape.n_layers))
         self.norm = RMSNorm(shape.d_model, shape.norm_eps, ops)
@@ -29,26 +42,29 @@ class Llama(nn.Module):
 
     def forward(self, tokens_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, Tensor]:
         """Mean loss in nats over the targets that are not ignored, and their count."""
-        x_btd = self.embedding(tokens_bt)
+        starts_bt = None if self.document_end is None else document_starts(tokens_bt, self.document_end)
+        x_btd, update_btd = self.embedding(tokens_bt), None
         for block in self.blocks:
             if self.recompute and self.training:
-                x_btd, _ = checkpoint(block, x_btd, use_reentrant=False)
+                x_btd, update_btd, _ = checkpoint(block, x_btd, update_btd, starts_bt, use_reentrant=False)
             else:
-                x_btd, _ = block(x_btd)
-        loss: tuple[Tensor, Tensor] = self.head(self.norm(x_btd), targets_bt)
+                x_btd, update_btd, _ = block(x_btd, update_btd, starts_bt)
+        normed_btd, _ = self.norm(x_btd, update_btd)
+        loss: tuple[Tensor, Tensor] = self.head(normed_btd, targets_bt)
         return loss
 
     def logits(self, tokens_bt: Tensor, past: Sequence[KeyValues] | None = None) -> tuple[Tensor, list[KeyValues]]:
         """Logits [b, t, v] of every position, and each layer's keys and values to pass in with the next tokens.
 
-        Raises ValueError where the positions would pass the model's context.
+        The tokens are taken to be of one document. Raises ValueError where the positions would pass the context.
         """
         length = tokens_bt.shape[1] + (past[0][0].shape[1] if past else 0)
         if length > self.shape.context:
             raise ValueError(f"{length} positions are more than the model's context of {self.shape.context}")
-        x_btd = self.embedding(tokens_bt)
+        x_btd, update_btd = self.embedding(tokens_bt), None
         present = []
         for layer, block in enumerate(self.blocks):
-            x_btd, key_values = block(x_btd, past[layer] if past else None)
+            x_btd, update_btd, key_values = block(x_btd, update_btd, past=past[layer] if past else None)
             present.append(key_values)
-        return self.head(self.norm(x_btd), None), present
+        normed_btd, _ = self.norm(x_btd, update_btd)
+        return self.head(normed_btd, None), present
