@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import triton
 
 from tests.kernels.compiled import DTYPES, MODELS, OTHERS, TARGETS
 from tinyllama import kernels
@@ -18,6 +19,10 @@ from tinyllama import kernels
 ROOT = Path(__file__).parents[2]
 
 Record = dict[str, str | int]
+
+MOST_STACK = 0 if triton.__version__ >= "3.9" else 24
+"""Bytes a model's kernel may spill: triton 3.6 leaves a few registers over where 3.9, which tiles were chosen with,
+leaves none (attention's keys with documents, on sm_90)."""
 
 
 def compiled(*program: str) -> list[Record]:
@@ -37,7 +42,7 @@ def faults(records: list[Record], on: str) -> list[Record]:
         record
         for record in records
         if int(record["shared"]) > limit
-        or (record["stack"] and record["dtype"] == "bf16" and record["shape"] in MODELS)
+        or (int(record["stack"]) > MOST_STACK and record["dtype"] == "bf16" and record["shape"] in MODELS)
     ]
 
 
@@ -89,7 +94,7 @@ print(json.dumps({{"shape": "1.1b", "dtype": "bf16", **asdict(done[0])}}))
 def test_a_tile_too_large_is_seen() -> None:
     [spilling] = compiled("-c", TOO_LARGE.format(block_n=64, warps=2, stages=2))
     [filling] = compiled("-c", TOO_LARGE.format(block_n=64, warps=8, stages=12))
-    assert int(spilling["stack"]) > 0
+    assert int(spilling["stack"]) > MOST_STACK
     assert int(filling["shared"]) > TARGETS["sm_80"].shared_bytes
     assert filling["stack"] == 0
     for record in (spilling, filling):

@@ -228,7 +228,9 @@ def backward(
     n_kv_heads = k.shape[2]
     delta = torch.empty_like(lse)
     block = 4096 // c
-    _delta_kernel[(triton.cdiv(t, block), b * h)](out, dout, delta, t, *dout.stride()[:3], HEADS=h, C=c, BLOCK_M=block)
+    _delta_kernel[(triton.cdiv(t, block), b * h)](
+        out, dout, delta, t, *dout.stride()[:3], HEADS=h, C=c, BLOCK_M=block, num_warps=8
+    )
     for_keys, for_queries = launch(c, q.dtype, on=target.of(q.device))
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *dout.stride()[:3])
