@@ -34,13 +34,21 @@ LAYOUT = Parallelism(
     recompute=False,
     threads=1,
 )
-STEPS, ACCUMULATION, SEQUENCES = 20, 2, 8
+STEPS, SEQUENCES = 20, 8
+GROWS = 5
+"""The step from which on a batch has twice as many sequences."""
 
 
 def batches(steps: range) -> list[Tensor]:
-    """The sequences of each step, [SEQUENCES, context + 1], the same on all ranks."""
-    shape = (SEQUENCES, SHAPE.context + 1)
-    return [torch.randint(SHAPE.vocab_size, shape, generator=torch.Generator().manual_seed(step)) for step in steps]
+    """The sequences of each step, [sequences, context + 1], the same on all ranks."""
+    return [
+        torch.randint(
+            SHAPE.vocab_size,
+            (SEQUENCES * (1 + (step >= GROWS)), SHAPE.context + 1),
+            generator=torch.Generator().manual_seed(step),
+        )
+        for step in steps
+    ]
 
 
 def mine(batch: Tensor, ranks: Ranks) -> Tensor:

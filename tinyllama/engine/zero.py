@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +71,10 @@ class Engine:
         ranks: Ranks,
         device: torch.device,
     ) -> None:
-        """Build the engine and give it a state. The process group is started here where it is not yet."""
+        """Build the engine and give it a state. The process group is started here where it is not yet.
+
+        accumulation is that of the first steps; a step may come with another.
+        """
         # set before the import, which looks for an accelerator: a CPU run must not find a GPU
         os.environ["DS_ACCELERATOR"] = device.type
         with _quiet():
@@ -90,17 +93,21 @@ class Engine:
             )
         self.ranks = ranks
         self.device = device
-        self.accumulation = accumulation
         self._seat(state)
 
-    def step(self, micro_batches: Iterable[Tensor], *, lr: float) -> StepRecord:
-        """Take one optimizer step on this rank's micro-batches, each int64 [sequences, context + 1].
+    def step(self, micro_batches: Tensor, *, lr: float) -> StepRecord:
+        """Take one optimizer step on this rank's micro-batches, int64 [accumulation, sequences, context + 1].
 
         Raises NonFiniteError, on all ranks alike, where the loss is not finite (the weights are then as they were) or
         the gradient is not (the weights are then lost: go back to a checkpoint).
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
+        accumulation = len(micro_batches)
+        if accumulation != self._engine.gradient_accumulation_steps():  # a stage with another batch
+            micro_batch = self._engine.train_micro_batch_size_per_gpu()
+            self._engine.set_train_batch_size(micro_batch * accumulation * self.ranks.world_size)
+            self._engine.micro_steps = 0  # a step ends where this is a multiple of the accumulation
         self._engine.train()
         total = torch.zeros((), device=self.device)
         for index, sequences in enumerate(micro_batches):
@@ -108,8 +115,8 @@ class Engine:
             loss, _ = self._engine(tokens[:, :-1], tokens[:, 1:])
             total += loss.detach()
             self._engine.backward(loss)
-            if index == self.accumulation - 1:
-                mean = float(sum_over_ranks(total)) / (self.accumulation * self.ranks.world_size)
+            if index == accumulation - 1:
+                mean = float(sum_over_ranks(total)) / (accumulation * self.ranks.world_size)
                 if not math.isfinite(mean):
                     raise NonFiniteError(f"the loss is {mean}")
             self._engine.step()
