@@ -27,6 +27,15 @@ FOR_SIXTEEN = ["train.batch_tokens=262_144", "schedule.warmup_steps=1"]
 Option = tuple[str, str]
 Pair = tuple[Option, Option]
 
+# the first stage of the other recipe alone is 1.5T tokens
+TOO_SHORT = {
+    "chinchilla": 22_000_967_680,
+    "epochs": 1_005_000_000_000,
+    "flops": 151_508_488,
+    "tokens": 1_500_000,
+    "tokens_per_param": 110_004_838_400,
+}
+
 # the recipe's batch of 2M tokens and warmup of 2,000 steps want a long run, and these two are the short ones
 REFUSED: dict[Pair, str] = {
     (("budget", name), ("experiment", "tinyllama_v1")): (
@@ -34,7 +43,17 @@ REFUSED: dict[Pair, str] = {
         "lower it, raise the budget or lower train.batch_tokens=2097152"
     )
     for name, steps in {"flops": 73, "tokens": 1}.items()
-}
+} | {
+    (("budget", name), ("experiment", "tinyllama_v1_1")): (
+        f"stages.1: the budget of {tokens:,} tokens ends before this stage begins, after 1,500,001,599,488: "
+        "raise the budget or leave the stage out"
+    )
+    for name, tokens in TOO_SHORT.items()
+} | {
+    (("data", "stdlib"), ("experiment", "tinyllama_v1_1")): (
+        "stages.0.weights.slimpajama: no such source; there is: text, code"
+    )
+}  # fmt: skip
 
 
 def pairs_of(line: dict[str, str]) -> set[Pair]:
@@ -96,15 +115,15 @@ def test_options_plan_together(config: Callable[..., RunConfig], line: dict[str,
             assert run.kernels.backend == option
     plan = make_plan(run)
     assert plan.steps > run.schedule.warmup_steps
-    assert (
-        plan.accumulation * plan.world_size * run.parallelism.micro_batch * run.model.context == run.train.batch_tokens
-    )
+    once = plan.world_size * run.parallelism.micro_batch * run.model.context
+    for planned, asked in zip(plan.stages, run.stages or (None,), strict=True):
+        assert planned.accumulation * once == ((asked and asked.batch_tokens) or run.train.batch_tokens)
     assert all(source.epochs is not None for source in plan.sources.values())
 
 
 @pytest.mark.parametrize("pair", REFUSED, ids=lambda pair: f"{pair[0][1]} {pair[1][1]}")
-def test_a_run_too_short_for_the_recipe_is_refused(config: Callable[..., RunConfig], pair: Pair) -> None:
-    with pytest.raises(ValueError, match=r"schedule\.warmup_steps") as refusal:
+def test_what_does_not_suit_a_recipe_is_refused(config: Callable[..., RunConfig], pair: Pair) -> None:
+    with pytest.raises(ValueError, match=r"^(schedule\.warmup_steps|stages)") as refusal:
         make_plan(config(*overrides(dict(pair))))
     assert str(refusal.value) == REFUSED[pair]
 

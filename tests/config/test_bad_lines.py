@@ -63,7 +63,7 @@ TYPES_AND_VALUES = [
     ("optimizer.betas=[0.9,1.0]", "optimizer.betas: 1.0 should be less than 1"),
     ("data.sources.code.weight=0", "data.sources.code.weight: 0 should be greater than 0"),
     ("data.sources.code.held_out=1", "data.sources.code.held_out: 1 should be less than or equal to 0.5"),
-    ("task=tran", "task: 'tran' should be train, plan, prepare or generate; did you mean train?"),
+    ("task=tran", "task: 'tran' should be train, plan, prepare, inspect, download or generate; did you mean train?"),
     ("kernels.backend=tritn", "kernels.backend: 'tritn' should be auto, torch or triton; did you mean triton?"),
     ("parallelism.device=gpu", "parallelism.device: 'gpu' should be cpu or cuda"),
     ("parallelism.zero_stage=0", "parallelism.zero_stage: 0 should be 1, 2 or 3"),
@@ -146,8 +146,42 @@ BETWEEN = [
         "parallelism.rendezvous: port 65536 does not exist: take one of 1 to 65535, such as 29400",
     ),
     (
-        "data.sources.code.weight=0.0001",
-        "data.sources.code.weight: 0.0001 of 0.7001 is under 1/1024 of the mixture: raise it or leave the source out",
+        "data.sources.code.weight=natural",
+        "data.sources.text.weight: 0.7 beside the natural weight of code: make all of them natural, or none",
+    ),
+    (
+        "stages=[{tokens:1M,weights:{text:0},ramp:1K},{ramp:2M,tokens:1M,weights:{txt:1}}]",
+        "stages.0.ramp: 1000: there is no stage before the first to come from, leave it out\n"
+        "stages.0.weights: are all zero: give at least one source a share\n"
+        "stages.1.tokens: 1000000: the last stage lasts until the budget ends, leave it out\n"
+        "stages.1.ramp: 2000000 is longer than its stage of 1000000 tokens: shorten it\n"
+        "stages.1.weights.txt: no such source; there is: text, code",
+    ),
+    (
+        "stages=[{},{batch_tokens:1000}]",
+        "stages.1.batch_tokens: 1000 is not a multiple of 1024 = model.context 256 x parallelism.micro_batch 4 x 1 "
+        "ranks: use 1024, or change the micro-batch\n"
+        "stages.0.tokens: is null: say how long it is, only the last stage lasts until the budget ends",
+    ),
+    (
+        "prepare.parts=8 prepare.part=8",
+        "prepare.part: 8 is none of 0 to 7: raise prepare.parts or choose one",
+    ),
+    (
+        "data=slimpajama_starcoder data.sources.slimpajama.filter.not_in=null",
+        "data.sources.slimpajama.filter: takes exactly one of in and not_in: say what to keep or to leave out",
+    ),
+    (
+        "task=download",
+        "data: stdlib has no source on a hub: set data.sources.NAME.hub, as in hub=OWNER/DATASET",
+    ),
+    (
+        "task=download data=slimpajama_starcoder data.sources.starcoder.hub=null",
+        "data.sources.slimpajama.raw: is null: say where its raw files are",
+    ),
+    (
+        "+data.sources.code.hub=owner/set",
+        "data.sources.code.hub: 'owner/set': format stdlib_code reads no files, leave it out",
     ),
     (
         "+data.sources.code.raw=/tmp",

@@ -14,7 +14,7 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from tinyllama.config import schema
+from tinyllama.config import data, schema
 from tinyllama.config.kinds import parse_count
 from tinyllama.config.load import as_dict, digest, load, near_miss, nearest_key, run_folder, validate
 from tinyllama.config.schema import RunConfig
@@ -40,9 +40,13 @@ DETERMINES: list[dict[str, Any]] = [
     {f"{SLIM}.format": "parquet"},
     {f"{SLIM}.weight": 0.7},
     {f"{SLIM}.include": "**/*"},
+    {f"{SLIM}.exclude": ["train/chunk1/*"]},
+    {f"{SLIM}.held_out_include": []},
+    {f"{SLIM}.filter.keep": ["RedPajamaC4"], f"{SLIM}.filter.not_in": None},
     {f"{SLIM}.text_field": "content"},
     {f"{SLIM}.filter.field": "meta.other"},
     {f"{SLIM}.filter.not_in": []},
+    {"stages": [{"tokens": 1_000_000}, {}]},
     {f"{SLIM}.held_out": 0.001},
     {"budget.tokens": 2_000_001},
     {"budget.epochs": 1.0, "budget.tokens": None},
@@ -72,6 +76,8 @@ DOES_NOT: list[dict[str, Any]] = [
     {"model.name": "other"},
     {"data.name": "other"},
     {f"{SLIM}.raw": "/raw"},
+    {f"{SLIM}.hub": "owner/other"},
+    {f"{SLIM}.revision": "v2"},
     {f"{SLIM}.tokens": 1},
     {f"{SLIM}.max_epochs": 4.0},
     {"budget.name": "other"},
@@ -98,6 +104,13 @@ DOES_NOT: list[dict[str, Any]] = [
     {"train.eval_tokens": 1024},
     {"train.checkpoint_every": 1},
     {"train.keep": 1},
+    {"prepare.workers": 1},
+    {"prepare.parts": 2},
+    {"prepare.part": 0},
+    {"prepare.on_error": "skip"},
+    {"inspect.samples": 1},
+    {"inspect.characters": 1},
+    {"inspect.at_step": 0},
     {"generate.run": "runs/other"},
     {"generate.prompt": "other"},
     {"generate.max_tokens": 1},
@@ -257,7 +270,7 @@ def test_nothing_can_be_set_afterwards(config: Callable[..., RunConfig]) -> None
     source = run.data.sources["slimpajama"]
     assert source.filter is not None
     sections = [value for value in vars(run).values() if dataclasses.is_dataclass(value)]
-    assert len(sections) == 11
+    assert len(sections) == 13
     for section in [run, run.data.tokenizer, source, source.filter, *sections]:
         for field in dataclasses.fields(section):
             with pytest.raises(dataclasses.FrozenInstanceError):
@@ -304,13 +317,13 @@ def test_what_hydra_refuses_names_the_nearest_key(composed: Callable[..., DictCo
 
 
 def test_every_field_says_what_it_is() -> None:
-    tree = ast.parse(Path(schema.__file__).read_text(encoding="utf-8"))
     sections = {
         node.name: node
-        for node in tree.body
+        for module in (schema, data)
+        for node in ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body
         if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "Section" for base in node.bases)
     }
-    assert len(sections) == 15
+    assert len(sections) == 18
     silent = []
     for name, section in sections.items():
         assert ast.get_docstring(section), name

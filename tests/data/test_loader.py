@@ -9,20 +9,25 @@ import numpy as np
 import pytest
 
 from tinyllama.data.loader import IGNORED, HeldOut, Loader, window_count
+from tinyllama.data.mixture import Stage
 from tinyllama.data.shards import TokenStream
 
 if TYPE_CHECKING:
     from conftest import Prepared
 
 WEIGHTS = {"web": 0.7, "code": 0.3}
-CONTEXT, SEQUENCES = 32, 16
+STAGES = [Stage(None, WEIGHTS)]
+CONTEXT, SEQUENCES = 32, 64
+
+
+def of(step: int) -> range:
+    """The samples of a step."""
+    return range(step * SEQUENCES, (step + 1) * SEQUENCES)
 
 
 @pytest.fixture(scope="module")
 def loader(prepared: Prepared) -> Loader:
-    return Loader(
-        prepared.manifest, prepared.folder, weights=WEIGHTS, context=CONTEXT, seed=5, sequences_per_step=SEQUENCES
-    )
+    return Loader(prepared.manifest, prepared.folder, stages=STAGES, context=CONTEXT, seed=5)
 
 
 def tokens(prepared: Prepared, name: str, split: str = "train") -> np.ndarray:
@@ -31,11 +36,13 @@ def tokens(prepared: Prepared, name: str, split: str = "train") -> np.ndarray:
     return stream.windows(np.array([0]), length=len(stream))[0]
 
 
-@pytest.mark.parametrize(("world", "micro_batch"), [(1, 16), (1, 1), (1, 4), (2, 8), (2, 2), (4, 4), (4, 1), (16, 1)])
+@pytest.mark.parametrize(
+    ("world", "micro_batch"), [(1, 64), (1, 1), (1, 4), (2, 8), (2, 2), (4, 4), (8, 1), (16, 4), (32, 2), (64, 1)]
+)
 def test_a_step_is_the_same_samples_on_any_ranks(loader: Loader, world: int, micro_batch: int) -> None:
     for step in (0, 1, 77, 1_430_511):
-        whole = loader.batch(step, rank=0, world=1, micro_batch=SEQUENCES).reshape(SEQUENCES, CONTEXT + 1)
-        parts = [loader.batch(step, rank=rank, world=world, micro_batch=micro_batch) for rank in range(world)]
+        whole = loader.batch(of(step), rank=0, world=1, micro_batch=SEQUENCES).reshape(SEQUENCES, CONTEXT + 1)
+        parts = [loader.batch(of(step), rank=rank, world=world, micro_batch=micro_batch) for rank in range(world)]
         assert parts[0].shape == (SEQUENCES // (world * micro_batch), micro_batch, CONTEXT + 1)
         joined = np.stack(parts, axis=1).reshape(SEQUENCES, CONTEXT + 1)
         assert (joined == whole).all()
@@ -45,8 +52,8 @@ def test_a_step_is_the_same_samples_on_any_ranks(loader: Loader, world: int, mic
 def test_a_batch_is_the_windows_that_samples_tells(prepared: Prepared, loader: Loader) -> None:
     texts = [tokens(prepared, name) for name in WEIGHTS]
     for step in range(40):
-        batch = loader.batch(step, rank=0, world=1, micro_batch=SEQUENCES)[0]
-        for row, source, _, window in zip(batch, *loader.samples(step), strict=True):
+        batch = loader.batch(of(step), rank=0, world=1, micro_batch=SEQUENCES)[0]
+        for row, source, _, window in zip(batch, *loader.mixture.locate(of(step)), strict=True):
             start = min(window * CONTEXT, len(texts[source]) - CONTEXT - 1)
             assert (row == texts[source][start : start + CONTEXT + 1]).all()
 
@@ -56,8 +63,8 @@ def test_every_token_but_the_first_is_predicted_each_epoch(prepared: Prepared, l
         length = len(tokens(prepared, name))
         predicted = np.zeros((3, length), dtype=int)
         windows = window_count(length, context=CONTEXT)
-        for step in range(400):
-            for source, epoch, window in zip(*loader.samples(step), strict=True):
+        for step in range(100):
+            for source, epoch, window in zip(*loader.mixture.locate(of(step)), strict=True):
                 if source == index and epoch < 3:
                     start = min(window * CONTEXT, length - CONTEXT - 1)
                     predicted[epoch, start + 1 : start + CONTEXT + 1] += 1
@@ -72,23 +79,37 @@ def test_window_count() -> None:
 
 
 def test_seeds_differ_and_steps_do_not_repeat(prepared: Prepared, loader: Loader) -> None:
-    other = Loader(
-        prepared.manifest, prepared.folder, weights=WEIGHTS, context=CONTEXT, seed=6, sequences_per_step=SEQUENCES
-    )
-    first = [loader.batch(step, rank=0, world=1, micro_batch=SEQUENCES) for step in range(5)]
+    other = Loader(prepared.manifest, prepared.folder, stages=STAGES, context=CONTEXT, seed=6)
+    first = [loader.batch(of(step), rank=0, world=1, micro_batch=SEQUENCES) for step in range(5)]
     assert all((a != b).any() for a, b in pairwise(first))
-    assert (first[0] != other.batch(0, rank=0, world=1, micro_batch=SEQUENCES)).any()
+    assert (first[0] != other.batch(of(0), rank=0, world=1, micro_batch=SEQUENCES)).any()
+
+
+def test_stages_reach_the_batches(prepared: Prepared) -> None:
+    stages = [Stage(4096, {"web": 1, "code": 0}), Stage(None, {"web": 0, "code": 1})]
+    staged = Loader(prepared.manifest, prepared.folder, stages=stages, context=CONTEXT, seed=5)
+    known = {name: {row.tobytes() for row in windows_of(prepared, name)} for name in WEIGHTS}
+    for name, samples in (("web", range(4032, 4096)), ("code", range(4096, 4160))):
+        batch = staged.batch(samples, rank=0, world=1, micro_batch=64)[0]
+        assert {row.tobytes() for row in batch} <= known[name]
+
+
+def windows_of(prepared: Prepared, name: str) -> np.ndarray:
+    """Every window of a source, [windows, context + 1]."""
+    text = tokens(prepared, name)
+    starts = np.minimum(np.arange(window_count(len(text), context=CONTEXT)) * CONTEXT, len(text) - CONTEXT - 1)
+    return np.stack([text[start : start + CONTEXT + 1] for start in starts])
 
 
 def test_what_does_not_fit_is_refused(prepared: Prepared, loader: Loader) -> None:
     with pytest.raises(
-        ValueError, match=r"a step has 16 sequences, which 3 ranks with micro-batches of 2 do not divide"
+        ValueError, match=r"a step has 64 sequences, which 3 ranks with micro-batches of 2 do not divide"
     ):
-        loader.batch(0, rank=0, world=3, micro_batch=2)
-    with pytest.raises(ValueError, match=r"a step has 16 sequences, which 1 ranks with micro-batches of 32 do not"):
-        loader.batch(0, rank=0, world=1, micro_batch=32)
+        loader.batch(of(0), rank=0, world=3, micro_batch=2)
+    with pytest.raises(ValueError, match=r"a step has 64 sequences, which 1 ranks with micro-batches of 128 do not"):
+        loader.batch(of(0), rank=0, world=1, micro_batch=128)
     length = len(tokens(prepared, "code"))
-    knobs = {"weights": {"code": 1.0}, "seed": 0, "sequences_per_step": 1}
+    knobs = {"stages": [Stage(None, {"code": 1.0})], "seed": 0}
     Loader(prepared.manifest, prepared.folder, context=length - 1, **knobs)
     with pytest.raises(
         ValueError, match=rf"source code has {length:,} training tokens, .* = {length + 1:,}: give it more"

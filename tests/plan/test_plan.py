@@ -40,10 +40,11 @@ def tinyllama(config: Callable[..., RunConfig]) -> Plan:
 
 
 def test_the_papers_run_comes_out(tinyllama: Plan) -> None:
-    assert tinyllama.tokens_per_step == 2_097_152
-    assert tinyllama.sequences_per_step == 1024
+    [stage] = tinyllama.stages
+    assert stage.sequences_per_step == 1024
+    assert len(tinyllama.sequences_of(0)) * tinyllama.context == 2_097_152
     assert tinyllama.world_size == 16
-    assert tinyllama.accumulation == 8
+    assert stage.accumulation == 8
     assert tinyllama.steps == 1_430_512
     assert tinyllama.tokens == 3_000_001_101_824
     assert f"{tinyllama.tokens_per_param:.2f}" == "2727.15"
@@ -76,7 +77,7 @@ def test_the_papers_run_comes_out(tinyllama: Plan) -> None:
 def test_a_budget_is_rounded_up_to_whole_steps(config: Callable[..., RunConfig], line: str, steps: int) -> None:
     plan = make_plan(config(*line.split()))
     assert plan.steps == steps
-    assert plan.tokens == steps * plan.tokens_per_step
+    assert plan.tokens == plan.tokens_by(steps) == steps * plan.tokens_by(1)
 
 
 # in floating point both are a little more than what was written, and a step more would come out
@@ -141,6 +142,60 @@ def test_what_was_measured_takes_over_from_what_was_declared(config: Callable[..
     assert "about" not in printed(measured)
 
 
+V1_1 = ("experiment=tinyllama_v1_1", "task=plan")
+
+
+def test_the_second_papers_stages_come_out(config: Callable[..., RunConfig]) -> None:
+    plan = make_plan(config(*V1_1))
+    text, all_three, cooldown = plan.stages
+    # 1.5e12 / 1,835,008 = 817,435.22; 350e9 / 1,835,008 = 190,734.86; the rest of 2e12 / 7,340,032 = 20,435.5
+    assert [stage.steps for stage in plan.stages] == [817_436, 190_735, 20_436]
+    assert [stage.sequences_per_step for stage in plan.stages] == [896, 896, 3584]
+    assert [stage.accumulation for stage in plan.stages] == [7, 7, 28]
+    assert all_three.ramp == 2_929_688  # 6e9 / 2,048
+    assert text.weights == {"slimpajama": 1, "starcoder": 0, "proofpile": 0}
+    assert cooldown.weights == all_three.weights == {"slimpajama": 0.75, "starcoder": 0.15, "proofpile": 0.1}
+    # all that comes after the first stage, less half of the ramp
+    later = (190_735 * 896 + 20_436 * 3584) * 2048 - 3_000_000_512
+    assert plan.sources["starcoder"].tokens == round(0.15 * later)
+    assert sum(source.tokens for source in plan.sources.values()) == plan.tokens
+    told = printed(plan)
+    for word in ("817,436", "7,340,032", "slimpajama 75.0%", "starcoder 15.0%", "10.0%", "6,000,001,024 tokens"):
+        assert word in told
+
+
+def test_steps_take_sequences_in_order_whatever_their_stage(config: Callable[..., RunConfig]) -> None:
+    line = "budget.tokens=100K schedule.warmup_steps=1 stages=[{tokens:20K},{tokens:30K,batch_tokens:16K},{}]"
+    plan = make_plan(config(*line.replace("16K", "16_384").split()))
+    assert [(stage.first_step, stage.steps) for stage in plan.stages] == [(0, 3), (3, 2), (5, 6)]
+    taken = [plan.sequences_of(step) for step in range(plan.steps)]
+    assert [len(step) for step in taken] == [32] * 3 + [64] * 2 + [32] * 6
+    assert [k for step in taken for k in step] == list(range(plan.tokens // 256))
+    assert [plan.tokens_by(step) for step in (0, 3, 5, 11)] == [0, 24_576, 57_344, 106_496]
+    assert refusal(config("budget.tokens=20K", "stages=[{tokens:1M},{}]")) == (
+        "stages.1: the budget of 20,000 tokens ends before this stage begins, after 1,007,616: "
+        "raise the budget or leave the stage out"
+    )
+
+
+def test_a_ramp_ends_within_its_stage(config: Callable[..., RunConfig]) -> None:
+    stages = "stages=[{tokens:500K,weights:{code:1}},{ramp:4M,weights:{text:1}}]"
+    assert refusal(config("budget.tokens=1M", stages)) == (
+        "stages.1.ramp: 4,000,000 tokens are more than the 499,712 of its stage: shorten the ramp or raise the budget"
+    )
+
+
+def test_natural_weights_are_sizes(config: Callable[..., RunConfig]) -> None:
+    natural = ("data.sources.text.weight=natural", "data.sources.code.weight=natural")
+    plan = make_plan(config(*natural), measured_tokens={"text": 300_000, "code": 700_000})
+    assert [source.share for source in plan.sources.values()] == pytest.approx([0.3, 0.7], rel=1e-15)
+    assert plan.sources["text"].epochs == pytest.approx(plan.sources["code"].epochs, rel=1e-15)
+    assert refusal(config(*natural, "~data.sources.code.tokens")) == (
+        "data.sources.code.weight: natural needs the source's size, which is not known: prepare the data "
+        "(task=prepare) or declare data.sources.code.tokens"
+    )
+
+
 def test_the_plan_is_json(tinyllama: Plan) -> None:
     plain: dict[str, Any] = json.loads(json.dumps(tinyllama.as_dict()))
     assert plain.keys() == {field.name for field in dataclasses.fields(Plan)} | {"training_flops"}
@@ -163,7 +218,7 @@ def test_the_plan_is_json(tinyllama: Plan) -> None:
 def test_every_number_of_the_plan_is_printed(tinyllama: Plan) -> None:
     text, plain = printed(tinyllama), tinyllama.as_dict()
     whole = [*plain["parameters"].values(), *plain["flops_per_token"].values()]
-    whole += [plain[name] for name in ("tokens_per_step", "sequences_per_step", "steps", "tokens")]
+    whole += [tinyllama.tokens_by(1), len(tinyllama.sequences_of(0)), tinyllama.steps, tinyllama.tokens]
     whole += [source[name] for source in plain["sources"].values() for name in ("tokens", "unique_tokens")]
     words = [f"{number:,}" for number in whole]
     words += [f"{flops:.3e}" for flops in plain["training_flops"].values()]
@@ -177,7 +232,7 @@ def test_every_number_of_the_plan_is_printed(tinyllama: Plan) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("tokens_per_step", "sequences_per_step", "accumulation", "world_size"),
+        *("context", "world_size"),
         *("steps", "tokens", "tokens_per_param", "chinchilla_multiple"),
     ],
 )

@@ -43,9 +43,14 @@ def parse_count(value: Any) -> int:
     return exact.numerator
 
 
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _NAME, _ADDRESS, _SHA256 = r"^[A-Za-z0-9][A-Za-z0-9._-]*$", r"^[A-Za-z0-9_.-]+:\d{1,5}$", r"^[0-9a-f]{64}$"
@@ -55,6 +60,8 @@ PATTERNS = {
     _SHA256: "a sha256: 64 hex digits in lower case",
 }
 """What to say of a text that does not match."""
+Globs = Annotated[tuple[str, ...], BeforeValidator(_several)]
+"""Patterns such as `train/**/*.jsonl`; one alone needs no list."""
 Name = Annotated[str, Field(pattern=_NAME, max_length=80)]
 Address = Annotated[str, Field(pattern=_ADDRESS)]
 Sha256 = Annotated[str, Field(pattern=_SHA256)]

@@ -168,11 +168,13 @@ def nearest_key(key: str) -> str | None:
 
 
 def _star(key: str) -> tuple[str, str]:
-    """A dotted key with the name of its data source, if it has one, as a star; and that name."""
+    """A dotted key with what its user chose, a data source's name or a stage's number, as a star; and that."""
     parts = key.split(".")
-    if parts[:2] != ["data", "sources"] or len(parts) < 3:
-        return key, ""
-    return ".".join([*parts[:2], "*", *parts[3:]]), parts[2]
+    for prefix in (["data", "sources"], ["stages"]):
+        depth = len(prefix)
+        if parts[:depth] == prefix and len(parts) > depth:
+            return ".".join([*prefix, "*", *parts[depth + 1 :]]), parts[depth]
+    return key, ""
 
 
 def _keys(cls: type, prefix: str = "") -> Iterator[str]:
@@ -195,6 +197,8 @@ def _sections(hint: Any, star: bool = False) -> Iterator[tuple[type, bool]]:
             yield from _sections(part, star)
     elif get_origin(hint) is dict:
         yield from _sections(get_args(hint)[1], True)
+    elif get_origin(hint) is tuple:
+        yield from _sections(get_args(hint)[0], True)
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:
@@ -207,16 +211,18 @@ def essence(config: RunConfig) -> dict[str, Any]:
     """All that determines a run's trajectory, as plain data.
 
     That is seed, initial weights, model, data (but for where the raw files lie and what is only declared about them),
-    budget, batch, precision, document mask, optimizer and schedule. How the work is spread over GPUs, the kernels, what
-    is logged and the names of things are left out: they may differ when a run is resumed.
+    stages, budget, batch, precision, document mask, optimizer and schedule. How the work is spread over GPUs, the
+    kernels, what is logged and the names of things are left out: they may differ when a run is resumed.
     """
     whole = as_dict(config)
-    kept = {key: whole[key] for key in ("seed", "init_from", "model", "data", "budget", "optimizer", "schedule")}
+    kept = {
+        key: whole[key] for key in ("seed", "init_from", "stages", "model", "data", "budget", "optimizer", "schedule")
+    }
     kept["train"] = {key: whole["train"][key] for key in ("batch_tokens", "precision", "mask_documents")}
     for section in ("model", "data", "budget"):
         del kept[section]["name"]
     for source in kept["data"]["sources"].values():
-        for key in ("raw", "tokens", "max_epochs"):
+        for key in ("raw", "hub", "revision", "tokens", "max_epochs"):
             del source[key]
     if kept["data"]["tokenizer"]["model"] and kept["data"]["tokenizer"]["sha256"]:
         del kept["data"]["tokenizer"]["model"]  # the file may lie elsewhere tomorrow: its hash says what it is

@@ -9,10 +9,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tinyllama.config.data import Data
-from tinyllama.config.schema import Budget, Generate, Kernels, Model, Parallelism, Schedule, Tracking, Train
+from tinyllama.config.data import Data, Prepare
+from tinyllama.config.schema import Budget, Generate, Kernels, Model, Parallelism, Schedule, Stage, Tracking, Train
 
 Broken = Iterator[tuple[str, str]]
+Stages = tuple[Stage, ...]
 
 
 def broken_rules(sections: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -66,17 +67,51 @@ def one_budget(budget: Budget) -> Broken:
         yield "budget", f"nothing says how long to train: set one of {', '.join(ways)}"
 
 
-def batch_divides(train: Train, model: Model, parallelism: Parallelism) -> Broken:
+def batch_divides(train: Train, model: Model, parallelism: Parallelism, stages: Stages) -> Broken:
     """An optimizer step is a whole number of micro-batches on every rank."""
     once = model.context * parallelism.micro_batch * parallelism.world_size
-    if train.batch_tokens % once:
-        near = max(1, round(train.batch_tokens / once)) * once
-        yield (
-            "train.batch_tokens",
-            f"{train.batch_tokens} is not a multiple of {once} = model.context {model.context} x "
-            f"parallelism.micro_batch {parallelism.micro_batch} x {parallelism.world_size} ranks: use {near}, "
-            "or change the micro-batch",
-        )
+    batches = {"train.batch_tokens": train.batch_tokens}
+    batches |= {f"stages.{i}.batch_tokens": stage.batch_tokens for i, stage in enumerate(stages) if stage.batch_tokens}
+    for key, tokens in batches.items():
+        if tokens % once:
+            near = max(1, round(tokens / once)) * once
+            yield (
+                key,
+                f"{tokens} is not a multiple of {once} = model.context {model.context} x "
+                f"parallelism.micro_batch {parallelism.micro_batch} x {parallelism.world_size} ranks: use {near}, "
+                "or change the micro-batch",
+            )
+
+
+def stages_follow(stages: Stages, data: Data) -> Broken:
+    """Stages follow each other to the end of the budget, each with weights for sources that there are."""
+    for index, stage in enumerate(stages):
+        key, is_last = f"stages.{index}", index == len(stages) - 1
+        if is_last and stage.tokens is not None:
+            yield f"{key}.tokens", f"{stage.tokens}: the last stage lasts until the budget ends, leave it out"
+        if not is_last and stage.tokens is None:
+            yield f"{key}.tokens", "is null: say how long it is, only the last stage lasts until the budget ends"
+        if stage.ramp and not index:
+            yield f"{key}.ramp", f"{stage.ramp}: there is no stage before the first to come from, leave it out"
+        if stage.ramp and stage.tokens and stage.ramp > stage.tokens:
+            yield f"{key}.ramp", f"{stage.ramp} is longer than its stage of {stage.tokens} tokens: shorten it"
+        if stage.weights is None:
+            continue
+        for name in stage.weights.keys() - data.sources.keys():
+            yield f"{key}.weights.{name}", f"no such source; there is: {', '.join(data.sources)}"
+        if not any(stage.weights.values()):
+            yield f"{key}.weights", "are all zero: give at least one source a share"
+
+
+def weights_are_of_one_kind(data: Data) -> Broken:
+    """Natural weights are sizes in tokens, which mean nothing beside relative numbers."""
+    natural = [name for name, source in data.sources.items() if source.weight == "natural"]
+    for name, source in data.sources.items():
+        if natural and source.weight != "natural":
+            yield (
+                f"data.sources.{name}.weight",
+                f"{source.weight:g} beside the natural weight of {natural[0]}: make all of them natural, or none",
+            )
 
 
 def decay_belongs_to_wsd(schedule: Schedule) -> Broken:
@@ -105,24 +140,32 @@ def nodes_meet(task: str, parallelism: Parallelism) -> Broken:
         yield "parallelism.rendezvous", f"port {port} does not exist: take one of 1 to 65535, such as 29400"
 
 
-def shares_are_visible(data: Data) -> Broken:
-    """A source holds at least one sample in 1,024: mixture blocks are that long, and less would be lost in rounding."""
-    total = sum(source.weight for source in data.sources.values())
-    for name, source in data.sources.items():
-        if source.weight * 1024 < total:
-            yield (
-                f"data.sources.{name}.weight",
-                f"{source.weight:g} of {total:g} is under 1/1024 of the mixture: raise it or leave the source out",
-            )
-
-
 def sources_have_raw_files(task: str, data: Data) -> Broken:
-    """Preparing needs to know where the raw files are."""
+    """Preparing and downloading need to know where the raw files are."""
     for name, source in data.sources.items():
-        if source.is_embedded and source.raw is not None:
-            yield f"data.sources.{name}.raw", f"{source.raw!r}: format {source.format} reads no files, leave it out"
-        if task == "prepare" and not source.is_embedded and source.raw is None:
-            yield f"data.sources.{name}.raw", "is null: say where its raw files are"
+        key = f"data.sources.{name}"
+        if source.is_embedded:
+            for field in ("raw", "hub"):
+                if (value := getattr(source, field)) is not None:
+                    yield f"{key}.{field}", f"{value!r}: format {source.format} reads no files, leave it out"
+        elif source.raw is None and (task == "prepare" or (task == "download" and source.hub)):
+            yield f"{key}.raw", "is null: say where its raw files are"
+    if task == "download" and not any(source.hub for source in data.sources.values()):
+        yield "data", f"{data.name} has no source on a hub: set data.sources.NAME.hub, as in hub=OWNER/DATASET"
+
+
+def filters_say_how(data: Data) -> Broken:
+    """A filter keeps what it names or leaves it out."""
+    for name, source in data.sources.items():
+        rule = source.filter
+        if rule is not None and (rule.keep is None) == (rule.not_in is None):
+            yield f"data.sources.{name}.filter", "takes exactly one of in and not_in: say what to keep or to leave out"
+
+
+def part_is_one_of_them(prepare: Prepare) -> Broken:
+    """Parts are counted from 0."""
+    if prepare.part is not None and prepare.part >= prepare.parts:
+        yield "prepare.part", f"{prepare.part} is none of 0 to {prepare.parts - 1}: raise prepare.parts or choose one"
 
 
 def hash_has_a_file(task: str, data: Data) -> Broken:
@@ -206,10 +249,13 @@ RULES: tuple[Callable[..., Broken], ...] = (
     vocabulary_fits,
     one_budget,
     batch_divides,
+    stages_follow,
+    weights_are_of_one_kind,
     decay_belongs_to_wsd,
     nodes_meet,
-    shares_are_visible,
     sources_have_raw_files,
+    filters_say_how,
+    part_is_one_of_them,
     hash_has_a_file,
     generate_has_a_run,
     kernels_can_run,

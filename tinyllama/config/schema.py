@@ -11,8 +11,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tinyllama.config.data import Data
-from tinyllama.config.kinds import Address, Count, Name, NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
+from tinyllama.config.data import Data, Inspect, Prepare
+from tinyllama.config.kinds import (
+    Address,
+    Count,
+    Name,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Share,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +73,20 @@ class Budget(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage(Section):
+    """A stretch of a run with a mixture or a batch of its own."""
+
+    tokens: Count | None = None
+    """How long it is, rounded up to whole steps; null for the last, which lasts until the budget ends."""
+    weights: dict[Name, NonNegativeFloat] | None = None
+    """Each source's share in it, relative; a source that is left out gives nothing. Null takes the sources' own."""
+    ramp: Count | None = None
+    """Tokens at its start in which the shares go linearly from the stage before's to its own; null changes at once."""
+    batch_tokens: Count | None = None
+    """Tokens in one of its optimizer steps; null takes train.batch_tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parallelism(Section):
     """Where the ranks are and what they share. It may change when a run is resumed: a run's
     identity holds none of it but the precision, which follows the device unless it is set."""
@@ -104,7 +128,7 @@ class Optimizer(Section):
     """Decay of the first and of the second moment."""
     eps: PositiveFloat
     """Added to the root of the second moment."""
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    weight_decay: NonNegativeFloat
     """Decoupled weight decay."""
     clip: PositiveFloat
     """Largest global norm of the gradient."""
@@ -193,7 +217,7 @@ class Generate(Section):
     """The text to continue."""
     max_tokens: PositiveInt
     """Tokens to add at most."""
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    temperature: NonNegativeFloat
     """Divides the logits; 0 takes the likeliest token."""
     top_k: PositiveInt | None
     """Sample among this many likeliest tokens; null takes all."""
@@ -205,7 +229,7 @@ class RunConfig(Section):
 
     name: Name
     """Names the run folder, with the digest."""
-    task: Literal["train", "plan", "prepare", "generate"]
+    task: Literal["train", "plan", "prepare", "inspect", "download", "generate"]
     """What to do."""
     seed: NonNegativeInt
     """Of the initialisation and of the data order."""
@@ -219,6 +243,8 @@ class RunConfig(Section):
     """auto goes on from the run folder's newest checkpoint; never sets an earlier run aside and starts over."""
     init_from: str | None
     """Folder of a run whose weights to start from; null starts from random ones."""
+    stages: tuple[Stage, ...]
+    """Stretches of the run, in order, each with a mixture or a batch of its own; none is one with the sources' own."""
     model: Model
     data: Data
     budget: Budget
@@ -229,4 +255,6 @@ class RunConfig(Section):
     hardware: Hardware
     tracking: Tracking
     train: Train
+    prepare: Prepare
+    inspect: Inspect
     generate: Generate

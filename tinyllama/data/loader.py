@@ -1,14 +1,14 @@
-"""Batches by step number: the same samples whatever the ranks, at any step at once, with nothing to save or restore."""
+"""Batches by number: the same samples whatever the ranks, at any step at once, with nothing to save or restore."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tinyllama.data.manifest import Manifest
-from tinyllama.data.mixture import Mixture, Samples
+from tinyllama.data.mixture import Mixture, Stage
 from tinyllama.data.shards import TokenStream
 
 IGNORED = -100
@@ -23,62 +23,53 @@ def window_count(tokens: int, *, context: int) -> int:
     return -(-(tokens - 1) // context)
 
 
-class Loader:
-    """The training samples of a prepared data set, as a function of the step."""
+def window_start(window: int, *, tokens: int, context: int) -> int:
+    """The first token of a window of a stream of so many."""
+    return min(window * context, tokens - context - 1)
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        folder: Path,
-        *,
-        weights: Mapping[str, float],
-        context: int,
-        seed: int,
-        sequences_per_step: int,
-    ) -> None:
+
+class Loader:
+    """The training samples of a prepared data set, by their number."""
+
+    def __init__(self, manifest: Manifest, folder: Path, *, stages: Sequence[Stage], context: int, seed: int) -> None:
         """Opens the training streams. Raises ValueError where a source has fewer than context + 1 tokens."""
-        self._context, self._sequences = context, sequences_per_step
+        self._context = context
+        names = list(stages[0].weights)
         self._streams = [
-            TokenStream(folder, split=manifest.sources[name].train, tokenizer=manifest.tokenizer) for name in weights
+            TokenStream(folder, split=manifest.sources[name].train, tokenizer=manifest.tokenizer) for name in names
         ]
-        for name, stream in zip(weights, self._streams, strict=True):
+        for name, stream in zip(names, self._streams, strict=True):
             if len(stream) <= context:
                 raise ValueError(
                     f"source {name} has {len(stream):,} training tokens, and one sequence takes context + 1 = "
                     f"{context + 1:,}: give it more documents or use a smaller model.context"
                 )
         windows = {
-            name: window_count(len(stream), context=context)
-            for name, stream in zip(weights, self._streams, strict=True)
+            name: window_count(len(stream), context=context) for name, stream in zip(names, self._streams, strict=True)
         }
-        self.mixture = Mixture(weights, windows=windows, seed=seed)
+        self.mixture = Mixture(stages, windows=windows, seed=seed)
         """Which sample is which."""
 
-    def batch(self, step: int, *, rank: int, world: int, micro_batch: int) -> np.ndarray:
-        """A rank's sequences of a step, int64 [accumulation, micro_batch, context + 1].
+    def batch(self, samples: range, *, rank: int, world: int, micro_batch: int) -> np.ndarray:
+        """A rank's sequences of a step with these samples, int64 [accumulation, micro_batch, context + 1].
 
-        Position p = (micro * world + rank) * micro_batch + j of the step is the same sample for any world and
-        micro_batch. Raises ValueError where these do not divide the step's sequences.
+        Sample p = (micro * world + rank) * micro_batch + j of the step is the same for any world and micro_batch.
+        Raises ValueError where these do not divide the step's samples.
         """
-        accumulation, rest = divmod(self._sequences, world * micro_batch)
+        accumulation, rest = divmod(len(samples), world * micro_batch)
         if rest or not accumulation:
             raise ValueError(
-                f"a step has {self._sequences} sequences, which {world} ranks with micro-batches of {micro_batch} do "
+                f"a step has {len(samples)} sequences, which {world} ranks with micro-batches of {micro_batch} do "
                 "not divide evenly: change train.batch_tokens or parallelism.micro_batch"
             )
-        micro = np.arange(accumulation)[:, None]
-        positions = (micro * world + rank) * micro_batch + np.arange(micro_batch)
-        samples = self.mixture.locate(step * self._sequences + positions.ravel())
-        out = np.empty((positions.size, self._context + 1), dtype=np.int64)
-        for index, stream in enumerate(self._streams):
-            here = samples.source == index
-            starts = np.minimum(samples.window[here] * self._context, len(stream) - self._context - 1)
-            out[here] = stream.windows(starts, length=self._context + 1)
-        return out.reshape(*positions.shape, self._context + 1)
-
-    def samples(self, step: int) -> Samples:
-        """Source, epoch and window of each sample of a step, by position; source counts in `mixture.names`."""
-        return self.mixture.locate(range(step * self._sequences, (step + 1) * self._sequences))
+        out = np.empty((accumulation, micro_batch, self._context + 1), dtype=np.int64)
+        for micro, rows in enumerate(out):
+            first = samples.start + (micro * world + rank) * micro_batch
+            found = self.mixture.locate(range(first, first + micro_batch))
+            for row, source, window in zip(rows, found.source.tolist(), found.window.tolist(), strict=True):
+                stream = self._streams[source]
+                stream.read(window_start(window, tokens=len(stream), context=self._context), row)
+        return out
 
 
 class HeldOut:

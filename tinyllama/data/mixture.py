@@ -1,26 +1,38 @@
-"""Which window of which source sample k of a mixture is: arithmetic over (weights, seed, k), with no state.
+"""Which window of which source sample k of a mixture is: arithmetic over (stages, seed, k), with no state.
 
-Weights are exact rationals, w_i of source i. Samples come in blocks of 1,024. After b blocks source i has had the
-largest-remainder apportionment of the targets 1024 b w_i, which is within one sample of its target; inside a block the
-sources take turns by earliest deadline (Pfair: Baruah et al. 1996), which adds less than one. So a source's count is
-within one sample of its share at every block boundary and within two anywhere, however long the run.
+The samples are cut into segments: a stage's constant stretch, or one half of its ramp. In a segment of n sources the
+shares go in a line from a_i to b_i over L samples, and x samples in, source i's target is a_i x + (b_i - a_i) x^2 / 2L,
+an exact rational. One source, the filler, is chosen for a share that is large at both ends. Every other source's count
+is its target rounded, the filler's is the rest. Counts are worked out at the ends of blocks; inside a block of S
+samples the sources take turns by earliest deadline (Pfair: Baruah et al. 1996). So, wherever in the segment and however
+long it is, a count is off its target by
 
-The j-th sample of a source is window permutation(seed, source, j // windows)(j % windows): each window once an epoch.
+- at most 1/2 at the ends of blocks, the filler's at most (n - 1) / 2,
+- less than one more inside a block for the turns, and
+- in a ramp at most |b_i - a_i| S^2 / 8L more inside a block, where the target curves and the turns do not. This is less
+  than one in ramps of 2 (n (n - 1))^2 samples and longer, as short ramps have short blocks.
+
+The next segment's targets start from the whole counts that this one ends with. The j-th sample of a source is window
+permutation(seed, source, j // windows)(j % windows): each window once an epoch, whatever the stages.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
-from hashlib import blake2b
+from heapq import heappop, heappush
+from math import floor, isqrt
 from typing import NamedTuple
 
 import numpy as np
 
+from tinyllama.data.permutation import permute
+
 BLOCK = 1024
-_ROUNDS = 8
+MOST_SOURCES = 20
 
 
 class Samples(NamedTuple):
@@ -34,116 +46,255 @@ class Samples(NamedTuple):
     """Window of the source, from 0."""
 
 
+class Stage(NamedTuple):
+    """A stretch of samples with weights of its own."""
+
+    samples: int | None
+    """Its length, its ramp included; None for the last, which is endless."""
+    weights: Mapping[str, float | int]
+    """Relative; a source that is not named has weight 0."""
+    ramp: int = 0
+    """Samples at its start over which the shares go in a line from the stage before's to its own."""
+
+
+def least_samples(sources: int) -> int:
+    """The least length of a stretch of constant weights with this many sources; a ramp takes four times as many."""
+    # The filler's count must never fall. Its end shares: the smaller end shares of n sources add up to 1 in a constant
+    # segment. In half a ramp of R samples each is at least R // 2 / R (about 1/2) of the share at the ramp's outer end,
+    # so they add up to that much. The filler's is the largest, and so at least 1 / n, or R // 2 / R / n.
+    # - A segment's first block: each other source is rounded up by at most 1/2, so the filler's count is at least its
+    #   target less (n - 1) / 2. Being whole, it is not below 0 if the target is above (n - 3) / 2. In L constant
+    #   samples the target is at least L / n, enough from L > n (n - 3) / 2 on; in half a ramp it is at least
+    #   R // 2 / 2n, enough from R // 2 > n (n - 3) on. For n equal weights, n even, L = n (n - 3) / 2 would give -1.
+    # - A later block: each other count gains less than its target does and one more, so the filler's gains more than
+    #   its target does less (n - 1). Being whole, that is not below 0 if its target gains n - 2, and it gains at least
+    #   BLOCK / n, or (n - 1) (1 - 1 / R) as a ramp's blocks have at least 2n (n - 1) samples.
+    return max(1, sources * (sources - 3) // 2 + 1)
+
+
 class Mixture:
     """An endless, ordered sequence of samples; any part of it is found in time that does not depend on where it is."""
 
-    def __init__(self, weights: Mapping[str, float], *, windows: Mapping[str, int], seed: int) -> None:
-        """Takes relative weights in order and each source's windows.
+    def __init__(self, stages: Sequence[Stage], *, windows: Mapping[str, int], seed: int) -> None:
+        """Takes the stages in order and each source's windows.
 
-        Raises ValueError where a source's share is below 1/1024: it could not have a place in every block.
+        Raises ValueError for weights that give no shares, for stages and ramps that are too short, for a ramp that is
+        longer than its stage or has no stage before it, and for more than `MOST_SOURCES` sources.
         """
-        self.names = tuple(weights)
+        self.names = tuple(windows)
         """The sources, in order."""
-        exact = [Fraction(Decimal(repr(weight))) for weight in weights.values()]
-        self.shares = tuple(weight / sum(exact) for weight in exact)
-        """Each source's exact share of the samples."""
-        for name, share in zip(self.names, self.shares, strict=True):
-            if share < Fraction(1, BLOCK):
-                raise ValueError(
-                    f"source {name} has weight {weights[name]!r}, a share of {float(share):.3g}; the least is "
-                    f"1/{BLOCK}, one sample a block: raise its weight or leave it out"
-                )
-            assert windows[name] >= 1
-        self._windows = tuple(windows[name] for name in self.names)
+        if len(self.names) > MOST_SOURCES:
+            raise ValueError(
+                f"the mixture has {len(self.names)} sources; the most is {MOST_SOURCES}: merge some or leave some out"
+            )
+        assert stages and all((stage.samples is None) == (stage is stages[-1]) for stage in stages)
+        assert min(windows.values()) >= 1
+        self._windows = tuple(windows.values())
         self._seed = seed
+        self._segments: list[_Segment] = []
+        shares: tuple[Fraction, ...] = ()
+        for number, stage in enumerate(stages, 1):
+            _check_lengths(stage, number=number, sources=len(self.names))
+            before, shares = shares, self._shares_of(stage, number=number)
+            if stage.ramp:
+                half = stage.ramp // 2
+                middle = tuple(a + (b - a) * Fraction(half, stage.ramp) for a, b in zip(before, shares, strict=True))
+                self._append(half, first=before, last=middle)
+                self._append(stage.ramp - half, first=middle, last=shares)
+            if stage.samples is None:
+                self._append(None, first=shares, last=shares)
+            elif stage.samples > stage.ramp:
+                self._append(stage.samples - stage.ramp, first=shares, last=shares)
+        self._starts = [segment.start for segment in self._segments]
+        # One step's samples lie in few blocks, and the next step's beside them.
+        self._block = lru_cache(maxsize=64)(self._work_out)
 
     def locate(self, k: np.ndarray | range) -> Samples:
         """Where the samples with these indices come from, in the order given."""
+        if isinstance(k, range) and k.step == 1 and k:
+            return self._run(k.start, k.stop)
         indices = np.asarray(k, dtype=np.int64)
-        source, rank = np.empty_like(indices), np.empty_like(indices)
-        blocks = indices // BLOCK
-        for block in np.unique(blocks).tolist():
-            here = blocks == block
-            before = self._counts_at(block)
-            after = self._counts_at(block + 1)
-            order, turn = _turns(tuple(b - a for a, b in zip(before, after, strict=True)))
-            place = indices[here] - block * BLOCK
-            source[here] = order[place]
-            rank[here] = np.array(before, dtype=np.int64)[order[place]] + turn[place]
-        size = np.array(self._windows, dtype=np.int64)[source]
-        epoch, window = np.divmod(rank, size)
-        for index, turn_of in np.unique(np.stack([source, epoch]), axis=1).T.tolist():
-            here = (source == index) & (epoch == turn_of)
-            key = f"{self._seed}/{self.names[index]}/{turn_of}"
-            window[here] = permute(window[here], size=self._windows[index], key=key)
-        return Samples(source, epoch, window)
+        out = np.empty((3, indices.size), dtype=np.int64)
+        pending = indices
+        while pending.size:
+            block = self._block(*self._place(int(pending.min())))
+            here = (indices >= block.start) & (indices < block.stop)
+            out[:, here] = block.samples[:, indices[here] - block.start]
+            pending = pending[pending >= block.stop]
+        return Samples(*out)
+
+    def _run(self, first: int, stop: int) -> Samples:
+        """Where the samples of a range come from: slices of blocks, as a micro-batch is read in less than the rest."""
+        parts = []
+        while first < stop:
+            block = self._block(*self._place(first))
+            parts.append(block.samples[:, first - block.start : stop - block.start])
+            first = block.stop
+        return Samples(*(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)))
+
+    def shares(self, k: int) -> dict[str, Fraction]:
+        """Each source's exact share of the samples at sample k."""
+        segment = self._segments[self._place(k)[0]]
+        return dict(zip(self.names, segment.shares_at(k - segment.start), strict=True))
 
     def counts(self, k: int) -> dict[str, int]:
         """How many of the first k samples each source gives."""
-        block, place = divmod(k, BLOCK)
-        before, after = self._counts_at(block), self._counts_at(block + 1)
-        order, _ = _turns(tuple(b - a for a, b in zip(before, after, strict=True)))
-        inside = np.bincount(order[:place], minlength=len(self.names)).tolist()
-        return {name: a + b for name, a, b in zip(self.names, before, inside, strict=True)}
+        block = self._block(*self._place(k))
+        inside = np.bincount(block.samples[0, : k - block.start], minlength=len(self.names)).tolist()
+        return {name: a + b for name, a, b in zip(self.names, block.before, inside, strict=True)}
 
     def epochs(self, k: int) -> dict[str, float]:
         """How many times the first k samples go through each source."""
         return {name: count / size for (name, count), size in zip(self.counts(k).items(), self._windows, strict=True)}
 
-    def _counts_at(self, block: int) -> list[int]:
-        """Each source's samples in the first blocks: its target's floor, and one more for the largest remainders."""
-        targets = [BLOCK * block * share for share in self.shares]
-        counts = [int(target) for target in targets]
-        by_remainder = sorted(range(len(counts)), key=lambda i: (counts[i] - targets[i], i))
-        for i in by_remainder[: BLOCK * block - sum(counts)]:
-            counts[i] += 1
-        return counts
+    def _shares_of(self, stage: Stage, *, number: int) -> tuple[Fraction, ...]:
+        """A stage's exact shares."""
+        assert set(stage.weights) <= set(self.names)
+        for name, weight in stage.weights.items():
+            if not weight >= 0:
+                raise ValueError(
+                    f"stage {number} gives source {name} weight {weight!r}; the least is 0, which leaves it out: raise "
+                    "it"
+                )
+        exact = [Fraction(Decimal(repr(stage.weights.get(name, 0)))) for name in self.names]
+        if not any(exact):
+            raise ValueError(f"stage {number} gives every source weight 0: raise at least one")
+        return tuple(weight / sum(exact) for weight in exact)
+
+    def _append(self, length: int | None, *, first: tuple[Fraction, ...], last: tuple[Fraction, ...]) -> None:
+        """Adds the segment that begins where the last one ends."""
+        start, before = 0, (0,) * len(self.names)
+        if self._segments:
+            previous = self._segments[-1]
+            assert previous.length is not None
+            start, before = previous.start + previous.length, previous.counts_at(previous.length)
+        slope = tuple((b - a) / length if length is not None else Fraction(0) for a, b in zip(first, last, strict=True))
+        filler = max(range(len(first)), key=lambda i: min(first[i], last[i]))
+        self._segments.append(_Segment(start, length, before, first, slope, filler))
+
+    def _place(self, k: int) -> tuple[int, int]:
+        """The segment of sample k, and the block within it."""
+        index = bisect_right(self._starts, k) - 1
+        segment = self._segments[index]
+        return index, segment.block_of(k - segment.start)
+
+    def _work_out(self, index: int, block: int) -> _Block:
+        """A segment's block, sample by sample."""
+        segment = self._segments[index]
+        begin, end = segment.bounds(block)
+        before, after = segment.counts_at(begin), segment.counts_at(end)
+        source, number = _turns(tuple(b - a for a, b in zip(before, after, strict=True)))
+        rank = np.array(before, dtype=np.int64)[source] + number
+        epoch, window = np.divmod(rank, np.array(self._windows, dtype=np.int64)[source])
+        for index in np.unique(source).tolist():
+            mine = np.flatnonzero(source == index)
+            epochs = epoch[mine]
+            for turn in np.unique(epochs).tolist():
+                here = mine[epochs == turn]
+                key = f"{self._seed}/{self.names[index]}/{turn}"
+                window[here] = permute(window[here], size=self._windows[index], key=key)
+        return _Block(segment.start + begin, segment.start + end, before, np.stack((source, epoch, window)))
+
+
+class _Block(NamedTuple):
+    """Samples `start` to `stop`."""
+
+    start: int
+    stop: int
+    before: tuple[int, ...]
+    """Each source's samples before it."""
+    samples: np.ndarray
+    """The source, epoch and window of each, int64 [3, samples]; a thousand permuted at once take as long as a few."""
+
+
+class _Segment(NamedTuple):
+    """Samples over which the shares go in a line, or stay."""
+
+    start: int
+    length: int | None
+    """None if endless."""
+    before: tuple[int, ...]
+    """Each source's samples before it."""
+    first: tuple[Fraction, ...]
+    """Each source's share at its start."""
+    slope: tuple[Fraction, ...]
+    """What the share changes by from one sample to the next."""
+    filler: int
+    """The source that takes what the others leave."""
+
+    @property
+    def step(self) -> int:
+        """The length of its blocks; the last has the remainder as well."""
+        if self.length is None or not any(self.slope):
+            return BLOCK
+        n = len(self.first)
+        return min(BLOCK, max(2 * isqrt(self.length), 2 * n * (n - 1)))
+
+    def block_of(self, x: int) -> int:
+        """The block of sample x of the segment."""
+        block = x // self.step
+        return block if self.length is None else min(block, max(1, self.length // self.step) - 1)
+
+    def bounds(self, block: int) -> tuple[int, int]:
+        """Where a block begins and ends, from the segment's start."""
+        begin, end = block * self.step, (block + 1) * self.step
+        return begin, end if self.length is None or end + self.step <= self.length else self.length
+
+    def shares_at(self, x: int) -> tuple[Fraction, ...]:
+        """Each source's share at sample x of the segment."""
+        return tuple(a + slope * x for a, slope in zip(self.first, self.slope, strict=True))
+
+    def counts_at(self, x: int) -> tuple[int, ...]:
+        """Each source's samples before sample x of the segment, which is the end of a block."""
+        inside = [
+            floor(a * x + slope * x * x / 2 + Fraction(1, 2)) for a, slope in zip(self.first, self.slope, strict=True)
+        ]
+        inside[self.filler] += x - sum(inside)
+        return tuple(a + b for a, b in zip(self.before, inside, strict=True))
+
+
+def _check_lengths(stage: Stage, *, number: int, sources: int) -> None:
+    """Raises ValueError where a stage or its ramp is too short, or its ramp can not be."""
+    least, rest = least_samples(sources), (stage.samples or 0) - stage.ramp
+    if stage.ramp and number == 1:
+        raise ValueError(f"stage 1 has a ramp of {stage.ramp} samples and no stage before it to start from: make it 0")
+    if stage.ramp and stage.ramp < 4 * least:
+        raise ValueError(
+            f"stage {number} has a ramp of {stage.ramp} samples; the least for {sources} sources is {4 * least}: "
+            "make it longer, or 0"
+        )
+    if stage.samples is None:
+        return
+    if stage.ramp > stage.samples:
+        raise ValueError(
+            f"stage {number} has a ramp of {stage.ramp} samples, which is longer than the stage's {stage.samples}: "
+            "shorten the ramp or lengthen the stage"
+        )
+    if rest < least and (rest or not stage.ramp):
+        after, way_out = (" after its ramp", ", or its ramp as long as the stage") if stage.ramp else ("", "")
+        raise ValueError(
+            f"stage {number} has {rest} samples{after}; the least for {sources} sources is {least}: make the stage "
+            f"longer{way_out}"
+        )
 
 
 @lru_cache(maxsize=1024)
 def _turns(counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The order of the sources within a block, and for each place how often its source came before it; both [1024].
+    """The order of the sources within a block, and for each place how often its source came before it.
 
-    Source i's n-th turn may come from slot floor(1024 n / c_i) and must by ceil(1024 (n + 1) / c_i). Of the turns that
-    may come the one that must soonest does, which on one processor meets all deadlines: a source's count after t slots
-    differs from t c_i / 1024 by less than one.
+    Of S samples, source i's n-th turn may come from slot floor(S n / c_i) and must by ceil(S (n + 1) / c_i). Of the
+    turns that may come the one that must soonest does, which on one processor meets all deadlines: a source's count
+    after t slots differs from t c_i / S by less than one.
     """
-    assert sum(counts) == BLOCK and min(counts) >= 0
-    done = [0] * len(counts)
-    order, turn = np.empty(BLOCK, dtype=np.int64), np.empty(BLOCK, dtype=np.int64)
-    for slot in range(BLOCK):
-        ready = (i for i, count in enumerate(counts) if done[i] < count and done[i] * BLOCK // count <= slot)
-        chosen = min(ready, key=lambda i: -(-(done[i] + 1) * BLOCK // counts[i]))
-        order[slot], turn[slot] = chosen, done[chosen]
-        done[chosen] += 1
+    assert min(counts) >= 0
+    size = sum(counts)
+    turns = sorted((n * size // c, -(-(n + 1) * size // c), i, n) for i, c in enumerate(counts) for n in range(c))
+    order, turn = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
+    ready: list[tuple[int, int, int]] = []
+    coming = 0
+    for slot in range(size):
+        while coming < size and turns[coming][0] <= slot:
+            heappush(ready, turns[coming][1:])
+            coming += 1
+        _, order[slot], turn[slot] = heappop(ready)
     return order, turn
-
-
-def permute(index: np.ndarray, *, size: int, key: str) -> np.ndarray:
-    """Where a pseudo-random bijection of 0 .. size - 1 takes each index; int64 in and out.
-
-    A Feistel network over the next power of two, walked until it lands inside (Black and Rogaway 2002): no table, so
-    the order of a billion windows costs nothing to set up. Not for cryptography.
-    """
-    assert size >= 1
-    bits = max(2, (size - 1).bit_length())
-    keys = np.frombuffer(blake2b(key.encode(), digest_size=8 * _ROUNDS).digest(), dtype="<u8").tolist()
-    out = _feistel(index.astype(np.uint64), bits=bits, keys=keys)
-    while (outside := out >= size).any():
-        out[outside] = _feistel(out[outside], bits=bits, keys=keys)
-    return out.astype(np.int64)
-
-
-def _feistel(value: np.ndarray, *, bits: int, keys: Sequence[int]) -> np.ndarray:
-    """A bijection of `bits`-bit numbers, uint64. The halves differ by a bit where bits is odd and swap each round."""
-    left_bits, right_bits = bits // 2, bits - bits // 2
-    left, right = value >> np.uint64(right_bits), value & np.uint64((1 << right_bits) - 1)
-    for key in keys:
-        # The finaliser of SplitMix64 (Steele et al. 2014), which spreads every bit of the input over the output.
-        mixed = right + np.uint64(key)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
-        left, right = right, left ^ (mixed & np.uint64((1 << left_bits) - 1))
-        left_bits, right_bits = right_bits, left_bits
-    return (left << np.uint64(right_bits)) | right

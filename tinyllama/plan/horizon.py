@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 
-from tinyllama.config.schema import Budget, Model, Schedule
+from tinyllama.config.data import Data
+from tinyllama.config.schema import Budget, Model, RunConfig, Schedule
 from tinyllama.plan.count import count_parameters
 
 CHINCHILLA_TOKENS_PER_PARAM = 20
@@ -46,3 +48,91 @@ def decay_start(schedule: Schedule, *, steps: int) -> int:
     if schedule.decay_fraction is None:
         return schedule.warmup_steps
     return steps - round(schedule.decay_fraction * steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """A stretch of the steps with one mixture, after its ramp, and one batch."""
+
+    first_step: int
+    steps: int
+    first_sequence: int
+    """Sequences that the run has seen before it."""
+    sequences_per_step: int
+    accumulation: int
+    """Micro-batches that each rank takes in a step."""
+    weights: dict[str, float]
+    """Of each source; 0 gives nothing."""
+    ramp: int
+    """Sequences at its start in which the shares go linearly from the stage before's to its own."""
+
+    @property
+    def sequences(self) -> int:
+        """All of its own."""
+        return self.steps * self.sequences_per_step
+
+
+def weights_of(data: Data, *, unique_tokens: Mapping[str, int | None]) -> dict[str, float]:
+    """Each source's weight; a natural one is the tokens that it holds. ValueError where nobody knows how many."""
+    weights: dict[str, float] = {}
+    for name, source in data.sources.items():
+        size = source.weight if source.weight != "natural" else unique_tokens[name]
+        if not size:
+            raise ValueError(
+                f"data.sources.{name}.weight: natural needs the source's size, which is not known: prepare the data "
+                f"(task=prepare) or declare data.sources.{name}.tokens"
+            )
+        weights[name] = size
+    return weights
+
+
+def stage_plans(config: RunConfig, *, tokens: Fraction, weights: Mapping[str, float]) -> tuple[StagePlan, ...]:
+    """A run's stages, the last of which takes what is left of the tokens; one, where none are given.
+
+    Raises ValueError where the budget ends before the last stage begins.
+    """
+    context, once = config.model.context, config.parallelism.micro_batch * config.parallelism.world_size
+    stages: list[StagePlan] = []
+    step = sequence = 0
+    for index, stage in enumerate(config.stages or (None,)):
+        batch = (stage and stage.batch_tokens) or config.train.batch_tokens
+        left = tokens - sequence * context
+        if left <= 0:
+            raise ValueError(
+                f"stages.{index}: the budget of {math.ceil(tokens):,} tokens ends before this stage begins, after "
+                f"{sequence * context:,}: raise the budget or leave the stage out"
+            )
+        steps = steps_for(Fraction(stage.tokens) if stage and stage.tokens else left, batch_tokens=batch)
+        if stage and stage.ramp and stage.ramp > steps * batch:
+            raise ValueError(
+                f"stages.{index}.ramp: {stage.ramp:,} tokens are more than the {steps * batch:,} of its stage: "
+                "shorten the ramp or raise the budget"
+            )
+        own = stage.weights if stage and stage.weights else weights
+        stages.append(
+            StagePlan(
+                first_step=step,
+                steps=steps,
+                first_sequence=sequence,
+                sequences_per_step=batch // context,
+                accumulation=batch // context // once,
+                weights={name: own.get(name, 0) for name in weights},
+                ramp=math.ceil(((stage and stage.ramp) or 0) / context),
+            )
+        )
+        step, sequence = step + steps, sequence + steps * (batch // context)
+    return tuple(stages)
+
+
+def sequences_by_source(stages: tuple[StagePlan, ...]) -> dict[str, Fraction]:
+    """The exact number of sequences that each source gives, before any of them are rounded."""
+    given = dict.fromkeys(stages[0].weights, Fraction(0))
+    before = None
+    for stage in stages:
+        exact = {name: Fraction(str(weight)) for name, weight in stage.weights.items()}
+        shares = {name: weight / sum(exact.values()) for name, weight in exact.items()}
+        for name, share in shares.items():
+            # on the way up or down half of the difference is missing
+            given[name] += share * stage.sequences + ((before[name] - share) * stage.ramp / 2 if before else 0)
+        before = shares
+    return given

@@ -10,7 +10,15 @@ from rich.table import Table
 
 from tinyllama.config.schema import RunConfig
 from tinyllama.plan.count import FlopsPerToken, Parameters, count_flops, count_parameters
-from tinyllama.plan.horizon import CHINCHILLA_TOKENS_PER_PARAM, budget_tokens, decay_start, steps_for
+from tinyllama.plan.horizon import (
+    CHINCHILLA_TOKENS_PER_PARAM,
+    StagePlan,
+    budget_tokens,
+    decay_start,
+    sequences_by_source,
+    stage_plans,
+    weights_of,
+)
 
 FREE_EPOCHS = 4
 """Repeats up to here cost little (Muennighoff et al. 2023, arXiv 2305.16264)."""
@@ -38,16 +46,30 @@ class Plan:
 
     parameters: Parameters
     flops_per_token: FlopsPerToken
-    tokens_per_step: int
-    sequences_per_step: int
-    accumulation: int
+    context: int
     world_size: int
     steps: int
     tokens: int
+    stages: tuple[StagePlan, ...]
+    """Stretches of the steps; most runs have one."""
     tokens_per_param: float
     chinchilla_multiple: float
     sources: dict[str, SourcePlan]
     warnings: tuple[str, ...]
+
+    def stage_at(self, step: int) -> StagePlan:
+        """The stage that a step, counted from 0, belongs to."""
+        return next(stage for stage in reversed(self.stages) if stage.first_step <= step)
+
+    def sequences_of(self, step: int) -> range:
+        """Which sequences of the run a step takes."""
+        stage = self.stage_at(step)
+        first = stage.first_sequence + (step - stage.first_step) * stage.sequences_per_step
+        return range(first, first + stage.sequences_per_step)
+
+    def tokens_by(self, step: int) -> int:
+        """Tokens that the run has seen after so many steps."""
+        return self.sequences_of(step - 1).stop * self.context if step else 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for plan.json, derived counts included."""
@@ -74,7 +96,8 @@ def make_plan(config: RunConfig, *, measured_tokens: Mapping[str, int] | None = 
         for name, source in data.sources.items()
     }
     wanted = budget_tokens(config.budget, model=model, unique_tokens=unique)
-    steps = steps_for(wanted, batch_tokens=config.train.batch_tokens)
+    stages = stage_plans(config, tokens=wanted, weights=weights_of(data, unique_tokens=unique))
+    steps = sum(stage.steps for stage in stages)
     if steps <= config.schedule.warmup_steps:
         raise ValueError(
             f"schedule.warmup_steps: {config.schedule.warmup_steps} must be fewer than the run's steps, {steps}: "
@@ -85,37 +108,33 @@ def make_plan(config: RunConfig, *, measured_tokens: Mapping[str, int] | None = 
             f"schedule.decay_fraction: {config.schedule.decay_fraction:g} of {steps} steps begins before the warmup of "
             f"{config.schedule.warmup_steps} ends: lower either of them"
         )
-    tokens = steps * config.train.batch_tokens
+    tokens = sum(stage.sequences for stage in stages) * model.context
     parameters = count_parameters(model)
-    total_weight = sum(source.weight for source in data.sources.values())
     sources = {}
-    for name, source in data.sources.items():
-        share = source.weight / total_weight
-        size = unique[name]
-        epochs = share * tokens / size if size else None
+    for name, sequences in sequences_by_source(stages).items():
+        source, size, given = data.sources[name], unique[name], float(sequences * model.context)
+        epochs = given / size if size else None
         if epochs is not None and source.max_epochs is not None and epochs > source.max_epochs:
             raise ValueError(
                 f"data.sources.{name}.max_epochs: the run would repeat it {epochs:.2f} times, more than "
                 f"{source.max_epochs:g}: lower the budget or its weight, or raise the limit"
             )
         sources[name] = SourcePlan(
-            share=share,
-            tokens=round(share * tokens),
+            share=given / tokens,
+            tokens=round(given),
             unique_tokens=size,
             measured=measured_tokens is not None,
             epochs=epochs,
         )
     per_param = tokens / parameters.total
-    sequences = config.train.batch_tokens // model.context
     return Plan(
         parameters=parameters,
         flops_per_token=count_flops(model),
-        tokens_per_step=config.train.batch_tokens,
-        sequences_per_step=sequences,
-        accumulation=sequences // (config.parallelism.micro_batch * config.parallelism.world_size),
+        context=model.context,
         world_size=config.parallelism.world_size,
         steps=steps,
         tokens=tokens,
+        stages=stages,
         tokens_per_param=per_param,
         chinchilla_multiple=per_param / CHINCHILLA_TOKENS_PER_PARAM,
         sources=sources,
@@ -143,9 +162,10 @@ def render(plan: Plan, *, title: str) -> Iterator[Table | str]:
     table.add_row("parameters", f"{plan.parameters.total:>17,}", "")
     table.add_row("  no input embedding", f"{plan.parameters.without_input_embedding:>17,}", "")
     table.add_row("  no embeddings", f"{plan.parameters.without_embeddings:>17,}", "in the blocks and the last norm")
-    table.add_row("batch", f"{plan.tokens_per_step:>17,}", "tokens a step")
-    sequences = f"{plan.accumulation} accumulated x {plan.world_size} ranks"
-    table.add_row("  sequences", f"{plan.sequences_per_step:>17,}", sequences)
+    first = plan.stages[0]
+    table.add_row("batch", f"{first.sequences_per_step * plan.context:>17,}", "tokens a step")
+    sequences = f"{first.accumulation} accumulated x {plan.world_size} ranks"
+    table.add_row("  sequences", f"{first.sequences_per_step:>17,}", sequences)
     table.add_row("steps", f"{plan.steps:>17,}", "")
     multiple = f"{plan.tokens_per_param:,.1f} a parameter, {plan.chinchilla_multiple:,.2f} x Chinchilla"
     table.add_row("tokens", f"{plan.tokens:>17,}", multiple)
@@ -169,5 +189,25 @@ def render(plan: Plan, *, title: str) -> Iterator[Table | str]:
             "not known" if source.epochs is None else f"{source.epochs:.3f}",
         )
     yield mixture
+    if len(plan.stages) > 1:
+        yield render_stages(plan)
     for warning in plan.warnings:
         yield f"warning: {warning}"
+
+
+def render_stages(plan: Plan) -> Table:
+    """What each stage takes, and how."""
+    table = Table(box=None)
+    for column in ("stage", "steps", "tokens", "tokens a step", "shares", "ramp"):
+        table.add_column(column, justify="left" if column == "shares" else "right")
+    for number, stage in enumerate(plan.stages, start=1):
+        total = sum(stage.weights.values())
+        table.add_row(
+            str(number),
+            f"{stage.steps:,}",
+            f"{stage.sequences * plan.context:,}",
+            f"{stage.sequences_per_step * plan.context:,}",
+            ", ".join(f"{name} {weight / total:.1%}" for name, weight in stage.weights.items() if weight),
+            f"{stage.ramp * plan.context:,} tokens" if stage.ramp else "",
+        )
+    return table

@@ -40,12 +40,15 @@ def train(
     for step in range(start, plan.steps):
         began = time.perf_counter()
         lr = learning_rate(step, steps=plan.steps, peak=config.optimizer.lr, schedule=config.schedule)
-        batch = loader.batch(step, rank=ranks.rank, world=ranks.world_size, micro_batch=config.parallelism.micro_batch)
+        sequences = plan.sequences_of(step)
+        batch = loader.batch(
+            sequences, rank=ranks.rank, world=ranks.world_size, micro_batch=config.parallelism.micro_batch
+        )
         record = engine.step(torch.from_numpy(batch), lr=lr)
-        meter.add(time.perf_counter() - began)
+        meter.add(time.perf_counter() - began, tokens=len(sequences) * plan.context)
 
         done = step + 1
-        tokens = done * plan.tokens_per_step
+        tokens = plan.tokens_by(done)
         progress.step(done)
         if done % cadence.log_every == 0 or done == plan.steps or step == start:
             rates = meter.read()

@@ -26,38 +26,37 @@ class Rates:
 class Meter:
     """Adds up the time of training steps only, so that evaluations and checkpoints do not count as slow training."""
 
-    def __init__(self, *, flops_per_token: int, peak_flops: float, tokens_per_step: int, steps_left: int) -> None:
-        """peak_flops is that of all ranks together, per second."""
+    def __init__(self, *, flops_per_token: int, peak_flops: float, tokens_left: int) -> None:
+        """peak_flops is that of all ranks together, per second; tokens_left those of the steps to come."""
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
-        self._tokens_per_step = tokens_per_step
-        self._steps_left = steps_left
-        self._steps = 0
+        self._tokens_left = tokens_left
+        self._tokens = 0
         self._seconds = 0.0
         self._read = (0, 0.0)
 
-    def add(self, seconds: float) -> None:
-        """One step took so long."""
-        self._steps += 1
+    def add(self, seconds: float, *, tokens: int) -> None:
+        """One step took so long for so many tokens."""
+        self._tokens += tokens
         self._seconds += seconds
-        self._steps_left -= 1
+        self._tokens_left -= tokens
 
     def read(self) -> Rates:
         """The rates since they were last read; there has to be a step since then."""
-        steps, seconds = self._read
-        self._read = (self._steps, self._seconds)
-        return self._rates(self._steps - steps, self._seconds - seconds)
+        tokens, seconds = self._read
+        self._read = (self._tokens, self._seconds)
+        return self._rates(self._tokens - tokens, self._seconds - seconds)
 
     def overall(self) -> Rates | None:
         """The rates over all steps; None before the first."""
-        return self._rates(self._steps, self._seconds) if self._steps else None
+        return self._rates(self._tokens, self._seconds) if self._tokens else None
 
-    def _rates(self, steps: int, seconds: float) -> Rates:
-        tokens_per_s = steps * self._tokens_per_step / seconds
+    def _rates(self, tokens: int, seconds: float) -> Rates:
+        tokens_per_s = tokens / seconds
         return Rates(
             tokens_per_s=tokens_per_s,
             mfu=tokens_per_s * self._flops_per_token / self._peak_flops,
-            seconds_left=self._steps_left * self._seconds / self._steps,
+            seconds_left=self._tokens_left * self._seconds / self._tokens,
         )
 
 
