@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-# SentencePiece writes a space as U+2581, so that sign itself would come back as a space: its bytes are encoded instead.
-_SPACE = "\u2581"
+SPACE = "\u2581"
+"""What SentencePiece writes a space as. The sign itself would come back as a space: its bytes are encoded instead."""
 _LINE = 4096
 
 
@@ -38,11 +38,12 @@ class Tokenizer:
         """Id of the end-of-document token."""
         if self.eos < 0:
             raise ValueError(f"{name} has no end-of-sentence piece, which ends every document: give a model with </s>")
-        self._space_bytes = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
+        self._space_bytes = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         if not all(map(self._model.is_byte, self._space_bytes)):
             raise ValueError(f"{name} has no byte pieces, so it cannot hold every text: train with byte_fallback")
         # Around each sign a model that adds a dummy prefix would add one more: leave the sign to its own convention.
-        self._escapes = sum(map(self._bytes_of, self._model.encode("a"))) == 1
+        self.escapes_signs = sum(map(self._bytes_of, self._model.encode("a"))) == 1
+        """Whether U+2581 in a text is encoded as bytes."""
 
     @classmethod
     def load(cls, path: Path, *, expected_sha256: str | None = None) -> Tokenizer:
@@ -57,6 +58,11 @@ class Tokenizer:
             )
         return cls(content, name=f"tokenizer {path}")
 
+    def serialized(self) -> bytes:
+        """The model, as SentencePiece writes it in a file."""
+        content: bytes = self._model.serialized_model_proto()
+        return content
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without beginning or end symbols."""
         return self.encode_batch([text])[0]
@@ -64,15 +70,15 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, on all cores."""
         encoded: list[list[int]] = self._model.encode(list(texts))
-        if self._escapes:
+        if self.escapes_signs:
             for index, text in enumerate(texts):
-                if _SPACE in text:
+                if SPACE in text:
                     encoded[index] = self._encode_around_signs(text)
         return encoded
 
     def _encode_around_signs(self, text: str) -> list[int]:
         """Encodes what is between U+2581 signs and puts their bytes in between."""
-        first, *rest = text.split(_SPACE)
+        first, *rest = text.split(SPACE)
         ids: list[int] = self._model.encode(first)
         for part in rest:
             ids += self._space_bytes + self._model.encode(part)
@@ -96,7 +102,7 @@ class Tokenizer:
             return 0
         if self._model.is_byte(index):
             return 1
-        return len(self._model.id_to_piece(index).replace(_SPACE, " ").encode())
+        return len(self._model.id_to_piece(index).replace(SPACE, " ").encode())
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, path: Path) -> None:
