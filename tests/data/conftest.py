@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.layouts import HOW, QUIET
 from tinyllama.config.data import Data, Source, Tokenizer
 from tinyllama.data.manifest import Manifest
 from tinyllama.data.prepare import dataset_dir, prepare
@@ -78,5 +79,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[..., 
         "code": write_jsonl(root / "raw" / "code", documents=90, seed=2),
     }
     data = make_data({name: root / "raw" / name for name in texts})
-    manifest = prepare(data, data_dir=root, report=lambda line: None)
+    manifest = prepare(data, data_dir=root, how=HOW, console=QUIET)
+    assert manifest is not None
     return Prepared(data, root, dataset_dir(data, data_dir=root), manifest, texts)

@@ -9,38 +9,28 @@ import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from tests.data.layouts import HOW, QUIET, decoded
 from tinyllama.config.data import Data, Filter, Source
 from tinyllama.config.data import Tokenizer as Spec
 from tinyllama.data import prepare as module
 from tinyllama.data import stdlib
-from tinyllama.data.encode import Progress, is_held_out, survey
-from tinyllama.data.formats import read_documents
-from tinyllama.data.manifest import FILE, Manifest
+from tinyllama.data import survey as survey_module
+from tinyllama.data.formats import RawFile, read_documents, read_file
+from tinyllama.data.manifest import FILE
 from tinyllama.data.prepare import dataset_dir, find, is_embedded, missing, prepare
+from tinyllama.data.progress import Tally
 from tinyllama.data.shards import TokenStream
+from tinyllama.data.survey import survey
 from tinyllama.data.tokenizer import Tokenizer
+from tinyllama.data.units import is_held_out
 
 if TYPE_CHECKING:
     from conftest import Prepared
-
-
-def quiet(line: str) -> None:
-    """Reports nothing."""
-
-
-def texts_in(folder: Path, manifest: Manifest, *, source: str, split: str) -> list[str]:
-    """The documents of a split, decoded from its shards."""
-    tokenizer = Tokenizer.load(folder / manifest.tokenizer.file)
-    stream = TokenStream(folder, split=getattr(manifest.sources[source], split), tokenizer=manifest.tokenizer)
-    ids = stream.windows(np.array([0]), length=len(stream))[0]
-    ends = np.flatnonzero(ids == tokenizer.eos)
-    assert ends[-1] == len(ids) - 1
-    return [tokenizer.decode(part[:-1].tolist()) for part in np.split(ids, ends[:-1] + 1)]
 
 
 def test_shards_hold_the_raw_text_split_in_two(prepared: Prepared) -> None:
@@ -52,7 +42,7 @@ def test_shards_hold_the_raw_text_split_in_two(prepared: Prepared) -> None:
             sides["held_out" if is_held_out(document.key, fraction=0.1) else "train"].append(document.text)
         for split, expected in sides.items():
             entry = getattr(prepared.manifest.sources[name], split)
-            assert texts_in(prepared.folder, prepared.manifest, source=name, split=split) == expected
+            assert decoded(prepared.folder, prepared.manifest, name, split) == expected
             assert entry.documents == len(expected) > 0
             assert entry.bytes == sum(len(text.encode()) for text in expected)
         joined = "".join(sides["held_out"]).encode()
@@ -76,18 +66,18 @@ def test_the_split_is_a_fair_hash_of_the_key() -> None:
 
 def test_preparing_again_finds_it_and_elsewhere_repeats_it(prepared: Prepared, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in prepared.folder.rglob("*")}
-    assert prepare(prepared.data, data_dir=prepared.data_dir, report=quiet) == prepared.manifest
+    assert prepare(prepared.data, data_dir=prepared.data_dir, how=HOW, console=QUIET) == prepared.manifest
     assert find(prepared.data, data_dir=prepared.data_dir) == prepared.manifest
     assert missing(prepared.data, data_dir=prepared.data_dir) is None
     assert {path: path.stat().st_mtime_ns for path in prepared.folder.rglob("*")} == before
-    assert prepare(prepared.data, data_dir=tmp_path, report=quiet) == prepared.manifest
+    assert prepare(prepared.data, data_dir=tmp_path, how=HOW, console=QUIET) == prepared.manifest
 
 
 def test_a_prepared_set_that_changed_is_refused(prepared: Prepared, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(prepared.folder, tmp_path / prepared.folder.name))
-    (copy / "web" / "train-00000.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"web/train-00000\.bin has 0 bytes, .* prepare it again"):
-        prepare(prepared.data, data_dir=tmp_path, report=quiet)
+    (copy / "web" / "train-00000-00000.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"web/train-00000-00000\.bin has 0 bytes, .* prepare it again"):
+        prepare(prepared.data, data_dir=tmp_path, how=HOW, console=QUIET)
 
 
 def with_source(data: Data, **knobs: object) -> Data:
@@ -102,7 +92,15 @@ def test_the_folder_is_named_by_what_determines_the_tokens(prepared: Prepared, t
     rule = Filter(field="meta", not_in=("x",))
     others = [
         with_source(data, **knob)
-        for knob in ({"format": "text"}, {"include": "*.x"}, {"text_field": "t"}, {"filter": rule}, {"held_out": 0.2})
+        for knob in (
+            {"format": "text"},
+            {"include": ("*.x",)},
+            {"exclude": ("x",)},
+            {"held_out_include": ("x",)},
+            {"text_field": "t"},
+            {"filter": rule},
+            {"held_out": 0.2},
+        )
     ]
     others += [
         dataclasses.replace(data, tokenizer=dataclasses.replace(data.tokenizer, **knob))
@@ -134,7 +132,7 @@ def test_a_given_tokenizer_is_copied_and_checked(prepared: Prepared, tmp_path: P
     given = dataclasses.replace(
         prepared.data, tokenizer=Spec(model=str(path), sha256=None, vocab_size=300, sample_bytes=1)
     )
-    manifest = prepare(given, data_dir=tmp_path, report=quiet)
+    manifest = prepare(given, data_dir=tmp_path, how=HOW, console=QUIET)
     assert manifest.tokenizer == prepared.manifest.tokenizer and manifest.sources == prepared.manifest.sources
     stated = dataclasses.replace(given, tokenizer=dataclasses.replace(given.tokenizer, sha256=sha256))
     assert find(stated, data_dir=tmp_path) == manifest
@@ -144,44 +142,54 @@ def test_a_given_tokenizer_is_copied_and_checked(prepared: Prepared, tmp_path: P
     ):
         wrong = dataclasses.replace(given, tokenizer=dataclasses.replace(given.tokenizer, **knobs))
         with pytest.raises(ValueError, match=message):
-            prepare(wrong, data_dir=tmp_path / "wrong", report=quiet)
+            prepare(wrong, data_dir=tmp_path / "wrong", how=HOW, console=QUIET)
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError, OSError])
-def test_nothing_half_written_stays_behind(
+def test_nothing_half_done_stays_behind(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
 ) -> None:
-    def interrupted(line: str) -> None:
-        if line.startswith("web: "):
-            assert len(list(tmp_path.glob(".tiny-*"))) == 1
-            raise stop
+    def interrupted(*arguments: object, **options: object) -> None:
+        assert len(list(tmp_path.glob(".tiny-*.partial/web/.unit-00000.*.tmp/web/*"))) >= 2
+        raise stop
 
+    monkeypatch.setattr("tinyllama.data.units.split_of", interrupted)
+    given = Spec(model=str(prepared.folder / "tokenizer.model"), sha256=None, vocab_size=300, sample_bytes=1)
     with pytest.raises(stop):
-        prepare(prepared.data, data_dir=tmp_path, report=interrupted)
-    assert list(tmp_path.iterdir()) == []
+        prepare(dataclasses.replace(prepared.data, tokenizer=given), data_dir=tmp_path, how=HOW, console=QUIET)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["tokenizer.model"]
 
 
 def test_what_dead_processes_left_is_removed(prepared: Prepared, tmp_path: Path) -> None:
     host = socket.gethostname()
+    partial = tmp_path / f".{prepared.folder.name}.partial"
     dead, alive, far = (
-        tmp_path / f".tiny-00000000.{name}.tmp" for name in (f"{host}.99999999", f"{host}.{os.getppid()}", "other.1")
+        partial / "web" / f".unit-00007.{name}.tmp"
+        for name in (f"{host}.99999999", f"{host}.{os.getppid()}", "other.1")
     )
-    for folder in (dead, alive, far, tmp_path / f".tiny-00000000.{host}.{os.getpid()}.tmp"):
-        folder.mkdir()
+    for folder in (dead, alive, far):
+        folder.mkdir(parents=True)
         (folder / "x").touch()
-    prepare(prepared.data, data_dir=tmp_path, report=quiet)
-    assert sorted(tmp_path.glob(".*")) == sorted([alive, far])
+    seen: list[list[Path]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_finish", lambda *_, **__: seen.append(sorted(partial.glob("web/.*"))) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(prepared.data, data_dir=tmp_path, how=HOW, console=QUIET)
+    assert seen == [sorted([alive, far])]
 
 
-def test_the_first_of_two_processes_wins(prepared: Prepared, tmp_path: Path) -> None:
+def test_the_first_of_two_processes_wins(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     final = dataset_dir(prepared.data, data_dir=tmp_path)
+    partial, encode = tmp_path / f".{final.name}.partial", module.encode_all
 
-    def other_process(line: str) -> None:
-        if line.startswith("code: "):
-            shutil.copytree(prepared.folder, final)
-            (final / "mark").touch()
+    def other_process(*arguments: Any, **options: Any) -> None:
+        encode(*arguments, **options)
+        shutil.copytree(prepared.folder, final)
+        (final / "mark").touch()
+        shutil.rmtree(partial)
 
-    assert prepare(prepared.data, data_dir=tmp_path, report=other_process) == prepared.manifest
+    monkeypatch.setattr(module, "encode_all", other_process)
+    assert prepare(prepared.data, data_dir=tmp_path, how=HOW, console=QUIET) == prepared.manifest
     assert (final / "mark").exists() and [path.name for path in tmp_path.iterdir()] == [final.name]
 
 
@@ -190,10 +198,12 @@ def test_errors_name_the_source(prepared: Prepared, make_data: Callable[..., Dat
     with pytest.raises(
         ValueError, match=r"data\.sources\.web: none of its 120 documents is held out .*: raise held_out"
     ):
-        prepare(make_data({"web": raw}, held_out=1e-9), data_dir=tmp_path, report=quiet)
+        prepare(make_data({"web": raw}, held_out=1e-9), data_dir=tmp_path, how=HOW, console=QUIET)
+    # what was encoded is not thrown away: a corrected source may still use it
+    assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
     with pytest.raises(ValueError, match=r"data\.sources\.code: raw folder .*gone does not exist"):
-        prepare(make_data({"web": raw, "code": tmp_path / "gone"}), data_dir=tmp_path, report=quiet)
-    assert list(tmp_path.iterdir()) == []
+        prepare(make_data({"web": raw, "code": tmp_path / "gone"}), data_dir=tmp_path / "d", how=HOW, console=QUIET)
+    assert list((tmp_path / "d").iterdir()) == []
 
 
 def test_no_training_text_is_refused(prepared: Prepared, make_data: Callable[..., Data], tmp_path: Path) -> None:
@@ -201,37 +211,38 @@ def test_no_training_text_is_refused(prepared: Prepared, make_data: Callable[...
     (tmp_path / "raw" / "a.jsonl").write_text('{"text": ""}\n')
     spec = Spec(model=str(prepared.folder / "tokenizer.model"), sha256=None, vocab_size=300, sample_bytes=1)
     with pytest.raises(ValueError, match=r"data\.sources\.web: [01] documents are left for training, too few"):
-        prepare(make_data({"web": tmp_path / "raw"}, tokenizer=spec), data_dir=tmp_path, report=quiet)
+        prepare(make_data({"web": tmp_path / "raw"}, tokenizer=spec), data_dir=tmp_path, how=HOW, console=QUIET)
+
+
+def sampled(source: Source, *, sample_bytes: int) -> list[str]:
+    with Tally("x", total=None, console=QUIET) as tally:
+        return survey(source, sample_bytes=sample_bytes, strict=True, progress=tally)
 
 
 def test_the_sample_is_even_bounded_and_of_training_text_only(prepared: Prepared) -> None:
     source = dataclasses.replace(prepared.data.sources["web"], held_out=0.3)
-    found = survey(source, sample_bytes=3_000, progress=Progress("x", quiet))
+    found = sampled(source, sample_bytes=3_000)
     documents = {document.text: document.key for document in read_documents(source)}
-    assert found.documents == 120
-    assert 2_000 < sum(len(piece.encode()) for piece in found.sample) <= 3_000
-    keys = [documents[piece] for piece in found.sample]
+    assert 2_000 < sum(len(piece.encode()) for piece in found) <= 3_000
+    keys = [documents[piece] for piece in found]
     assert not any(is_held_out(key, fraction=0.3) for key in keys)
     assert {key.split(":")[0] for key in keys} == {"a.jsonl", "b/c.jsonl"}
-    everything = survey(source, sample_bytes=10**9, progress=Progress("x", quiet))
+    everything = sampled(source, sample_bytes=10**9)
     train = [text for text, key in documents.items() if text and not is_held_out(key, fraction=0.3)]
-    assert sorted(everything.sample) == sorted(train)
+    assert sorted(everything) == sorted(train)
 
 
-def test_progress_is_arithmetic() -> None:
-    progress = Progress("encoding code", quiet, total=300)
-    progress.add(documents=100, size=20_000_000, tokens=6_000_000)
-    assert progress.line(4.0) == "encoding code: 100 documents, 5.0 MB/s, 1.50 M tokens/s, 8 s left"
+def test_a_sample_does_not_read_a_terabyte(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, read = prepared.data.sources["web"], []
 
+    def counted(file: RawFile, **how: Any) -> Any:
+        read.append(file.name)
+        return read_file(file, **how)
 
-def test_progress_is_reported_about_every_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, lines = [0.0], []
-    monkeypatch.setattr("tinyllama.data.encode.time.monotonic", lambda: now[0])
-    progress = Progress("x", lines.append, _began=0.0, _reported=0.0)
-    for tick in range(1, 11):
-        now[0] = tick / 2
-        progress.add(documents=1, size=1)
-    assert [line.split(",")[0] for line in lines] == ["x: 4 documents", "x: 8 documents"]
+    monkeypatch.setattr(survey_module, "read_file", counted)
+    assert sum(len(piece.encode()) for piece in sampled(source, sample_bytes=300)) <= 300
+    assert len(read) == 1
+    assert sampled(source, sample_bytes=300) == sampled(source, sample_bytes=300)
 
 
 def test_the_standard_library_splits_code_and_docstrings_by_file(
@@ -247,9 +258,8 @@ def test_the_standard_library_splits_code_and_docstrings_by_file(
     }
     spec = Spec(model=None, sha256=None, vocab_size=600, sample_bytes=100_000)
     data = Data(name="stdlib", tokenizer=spec, sources=sources)
-    lines: list[str] = []
     try:
-        manifest = prepare(data, data_dir=tmp_path, report=lines.append)
+        manifest = prepare(data, data_dir=tmp_path, how=HOW, console=QUIET)
         folder = dataset_dir(data, data_dir=tmp_path)
         documents = {name: list(read_documents(source)) for name, source in sources.items()}
     finally:
@@ -258,10 +268,9 @@ def test_the_standard_library_splits_code_and_docstrings_by_file(
     side: dict[str, str] = {}
     for name, read in documents.items():
         for split in ("train", "held_out"):
-            texts = set(texts_in(folder, manifest, source=name, split=split))
+            texts = set(decoded(folder, manifest, name, split))
             keys = {document.key for document in read if document.text in texts}
             assert keys
             assert all(side.setdefault(key, split) == split for key in keys)
     assert len(side) == len({document.key for read in documents.values() for document in read})
-    assert any(line.startswith("training a tokenizer of 600 pieces") for line in lines)
     assert (folder / FILE).is_file() and manifest.tokenizer.file == module.TOKENIZER_FILE

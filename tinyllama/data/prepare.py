@@ -1,8 +1,12 @@
-"""From raw files to a folder of shards: whole or not at all, and found again by what determines its tokens."""
+"""From raw files to a folder of shards: whole or not at all, and found again by what determines its tokens.
+
+The work lies in a hidden folder beside the final one, unit by unit (`units`), so that a preparation that was killed
+goes on, and several machines can share it. What comes out is the same bytes whoever did what.
+"""
 
 from __future__ import annotations
 
-import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -10,28 +14,37 @@ import re
 import shlex
 import shutil
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from tinyllama.config.data import Data
-from tinyllama.data.encode import Progress, encode_source, survey
+from rich.console import Console
+
+from tinyllama.config.data import Data, Prepare
+from tinyllama.data.finish import finish
 from tinyllama.data.formats import identity, raw_files
-from tinyllama.data.manifest import FILE, TOKENIZER_FILE, Manifest, TokenizerEntry
+from tinyllama.data.manifest import FILE, TOKENIZER_FILE, Manifest, TokenizerEntry, write_through
+from tinyllama.data.pool import Job, encode_all
+from tinyllama.data.progress import Tally
+from tinyllama.data.survey import survey
 from tinyllama.data.tokenizer import Tokenizer, train_tokenizer
+from tinyllama.data.units import Record, Unit, units_of
 
-_LAYOUT = 1
+_LAYOUT = 2
 """Raised when a change of this package changes the tokens or the files, so that older folders are not taken for new."""
+_LOCK = ".lock"
 
 
 def dataset_dir(data: Data, *, data_dir: Path) -> Path:
     """The folder of a prepared data set, whether or not it exists: `NAME-DIGEST`.
 
-    The digest covers what determines the tokens: formats and their raw data's identity, include, text field, filter,
-    held-out fraction and tokenizer; not weights, token counts, epochs, or where the raw files are. Raises ValueError
-    where a given tokenizer can neither be read nor has a hash.
+    The digest covers what determines the tokens: formats and their raw data's identity, include, exclude, text field,
+    filter, held-out fraction and files, tokenizer; not weights, token counts, epochs, or where the raw files are.
+    Raises ValueError where a given tokenizer can neither be read nor has a hash.
     """
     return data_dir / f"{data.name}-{_digest(data)[:8]}"
 
@@ -68,56 +81,120 @@ def is_embedded(data: Data) -> bool:
     return all(source.is_embedded for source in data.sources.values())
 
 
-def prepare(data: Data, *, data_dir: Path, report: Callable[[str], None]) -> Manifest:
-    """Prepares a data set, or finds it prepared, and verifies every hash.
+def prepare(data: Data, *, data_dir: Path, how: Prepare, console: Console) -> Manifest | None:
+    """Prepares a data set or this machine's part of it, goes on where an earlier try stopped, or finds it prepared.
 
-    It is written in a folder of its own beside the final one and renamed when whole; an error or an interrupt leaves
-    nothing behind, and where another process was faster its result is taken. `report` gets a line about every two
-    seconds. Raises ValueError where raw data, tokenizer or splits cannot be used.
+    None where other parts are still to be done. An interrupt or an error leaves whole units behind, which are not done
+    again. Raises ValueError where raw data, tokenizer or splits cannot be used, and where a set of that name was made
+    of other files or with some left out; OSError where the disk is full.
     """
     final = dataset_dir(data, data_dir=data_dir)
     if (found := find(data, data_dir=data_dir)) is None:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        _remove_dead(data_dir)
-        temporary = data_dir / f".{final.name}.{socket.gethostname()}.{os.getpid()}.tmp"
-        temporary.mkdir()
+        partial = data_dir / f".{final.name}.partial"
+        partial.mkdir(parents=True, exist_ok=True)
+        _remove_dead(partial)
         try:
-            _fill(temporary, data=data, report=report)
-            try:
-                temporary.rename(final)
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
+            units = _fill(partial, data=data, how=how, console=console)
+            if units is None:
+                return None
+            with _one_at_a_time(partial):
+                if not final.exists():
+                    if not (partial / FILE).exists():  # a finish that was killed after that has little left to do
+                        _finish(partial, data=data, units=units, console=console)
+                    _sweep(partial)
+                    partial.rename(final)
+                    (final / _LOCK).unlink()
+        except FileNotFoundError:
+            if not final.exists():  # else another part was the last and finished it
+                raise
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            with suppress(OSError):  # where anything is in it, it may be another process's
+                partial.rmdir()
         found = Manifest.load(final)
-    found.verify(final)
+    _check(found, final, data=data, strict=how.on_error == "stop")
+    found.verify_small(final)
     return found
 
 
-def _fill(folder: Path, *, data: Data, report: Callable[[str], None]) -> None:
-    """Writes the whole data set into an empty folder."""
-    for name, source in data.sources.items():
-        if not source.is_embedded:
-            _of_source(name, raw_files, source)  # a wrong path is told before hours of work on the first source
-    totals = _make_tokenizer(folder / TOKENIZER_FILE, data=data, report=report)
-    tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
-    entry = TokenizerEntry(
-        file=TOKENIZER_FILE, sha256=tokenizer.sha256, vocab_size=tokenizer.vocab_size, eos=tokenizer.eos
-    )
-    sources = {}
-    for name, source in data.sources.items():
-        progress = Progress(f"encoding {name}", report, total=totals.get(name))
-        sources[name] = _of_source(
-            name, encode_source, source, name=name, tokenizer=tokenizer, entry=entry, folder=folder, progress=progress
+def _fill(folder: Path, *, data: Data, how: Prepare, console: Console) -> dict[str, list[Unit]] | None:
+    """Encodes what this process is to encode. Each source's units, or None where others have some left to do."""
+    strict = how.on_error == "stop"
+    # a wrong path is told before hours of work on the first source
+    units = {name: units_of(name, _of_source(name, raw_files, source)) for name, source in data.sources.items()}
+    if (folder / FILE).exists():
+        return units
+    _make_tokenizer(folder, data=data, units=units, strict=strict, console=console)
+    entry = _entry(folder)
+    for name in units:
+        (folder / name).mkdir(exist_ok=True)
+    everything = list(chain.from_iterable(units.values()))
+    mine = everything if how.part is None else everything[how.part :: how.parts]
+    left = [unit for unit in mine if Record.load(folder, unit, tokenizer=entry, strict=strict) is None]
+    if len(left) < len(mine):
+        console.print(f"{len(mine) - len(left):,} of {len(mine):,} units are done already")
+    jobs = [Job(unit, data.sources[unit.source], entry, folder, strict=strict) for unit in left]
+    encode_all(jobs, workers=how.workers or len(os.sched_getaffinity(0)), console=console)
+    if how.part is None:
+        return units
+    others = sum(Record.load(folder, unit, tokenizer=entry, strict=False) is None for unit in everything)
+    if others:
+        console.print(
+            f"part {how.part} of {how.parts} is done; {others:,} of {len(everything):,} units are left to others"
         )
-        report(f"{name}: {sources[name].train.tokens:,} training and {sources[name].held_out.tokens:,} held-out tokens")
+    return None if others else units
+
+
+def _finish(folder: Path, *, data: Data, units: Mapping[str, list[Unit]], console: Console) -> None:
+    """Turns units that are all done into the data set."""
+    entry, sources = _entry(folder), {}
+    for name, source in data.sources.items():
+        sources[name] = _of_source(name, finish, source, name=name, units=units[name], tokenizer=entry, folder=folder)
+        train, held_out, raw = sources[name].train, sources[name].held_out, sources[name].raw
+        console.print(
+            f"{name}: {raw.documents:,} documents read, {raw.filtered_documents:,} filtered out; "
+            f"{train.tokens:,} tokens to train on, {held_out.tokens:,} held out"
+        )
+        if raw.skips is not None:
+            console.print(f"warning: {name}: {raw.skipped:,} could not be read, listed in {raw.skips.file}")
     Manifest(name=data.name, digest=_digest(data), tokenizer=entry, sources=sources).save(folder)
 
 
-def _make_tokenizer(path: Path, *, data: Data, report: Callable[[str], None]) -> dict[str, int]:
-    """Copies or trains the tokenizer; gives the documents per source that training it counted."""
-    spec = data.tokenizer
+def _sweep(folder: Path) -> None:
+    """Removes whatever is not the data set's: units' records, and what was left half done."""
+    kept = {FILE, _LOCK, *(file for file, _, _ in Manifest.load(folder).files())}
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
+        if path.is_dir():
+            with suppress(OSError):
+                path.rmdir()
+        elif path.relative_to(folder).as_posix() not in kept:
+            path.unlink()
+
+
+def _check(manifest: Manifest, folder: Path, *, data: Data, strict: bool) -> None:
+    """Raise ValueError where a set was made of other raw files than there are now, or strict has no skips."""
+    for name, source in data.sources.items():
+        raw = manifest.sources[name].raw
+        if strict and raw.skips is not None:
+            raise ValueError(
+                f"data.sources.{name}: {raw.skipped:,} of it could not be read when {folder} was prepared, listed in "
+                f"{raw.skips.file}: repair them, delete the folder and prepare it again, or set prepare.on_error=skip"
+            )
+        if source.is_embedded or not Path(source.raw or "").is_dir():
+            continue
+        with (folder / raw.ledger.file).open() as ledger:
+            then = [(line["file"], line["size"]) for line in map(json.loads, ledger)]
+        if then != [(file.name, file.size) for file in _of_source(name, raw_files, source)]:
+            raise ValueError(
+                f"data.sources.{name}: {folder} was made of other files than are in {source.raw} now: give the new set "
+                "another data.name, or delete the folder and prepare it again"
+            )
+
+
+def _make_tokenizer(
+    folder: Path, *, data: Data, units: Mapping[str, list[Unit]], strict: bool, console: Console
+) -> None:
+    """Copies or trains the tokenizer, where that is not done yet. Of processes that do it together the first wins."""
+    spec, path, sampled = data.tokenizer, folder / TOKENIZER_FILE, folder / "tokenizer.sample"
     if spec.model is not None:
         given = Tokenizer.load(Path(spec.model), expected_sha256=spec.sha256)
         if given.vocab_size != spec.vocab_size:
@@ -125,18 +202,32 @@ def _make_tokenizer(path: Path, *, data: Data, report: Callable[[str], None]) ->
                 f"tokenizer {spec.model} has {given.vocab_size} pieces, but data.tokenizer.vocab_size is "
                 f"{spec.vocab_size}: set it to {given.vocab_size}"
             )
-        shutil.copyfile(spec.model, path)
-        return {}
-    share = spec.sample_bytes // len(data.sources)
-    surveys = {
-        name: _of_source(name, survey, source, sample_bytes=share, progress=Progress(f"reading {name}", report))
-        for name, source in data.sources.items()
-    }
-    report(f"training a tokenizer of {spec.vocab_size:,} pieces")
-    train_tokenizer(
-        chain.from_iterable(found.sample for found in surveys.values()), vocab_size=spec.vocab_size, path=path
+        if not path.exists():
+            write_through(path, Path(spec.model).read_bytes())
+        return
+    # one that was trained on other files would make other tokens of these
+    of = json.dumps([strict, [unit.raw() for unit in chain.from_iterable(units.values())]]).encode()
+    if path.exists() and sampled.exists() and sampled.read_bytes() == of:
+        return
+    share, sample = spec.sample_bytes // len(data.sources), []
+    for name, source in data.sources.items():
+        with Tally(f"sampling {name}", total=None, console=console) as tally:
+            sample += _of_source(name, survey, source, sample_bytes=share, strict=strict, progress=tally)
+    console.print(f"training a tokenizer of {spec.vocab_size:,} pieces")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    train_tokenizer(sample, vocab_size=spec.vocab_size, path=temporary)
+    if sampled.exists() and sampled.read_bytes() == of and path.exists():
+        temporary.unlink()  # another process was faster
+        return
+    temporary.rename(path)
+    write_through(sampled, of)
+
+
+def _entry(folder: Path) -> TokenizerEntry:
+    tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
+    return TokenizerEntry(
+        file=TOKENIZER_FILE, sha256=tokenizer.sha256, vocab_size=tokenizer.vocab_size, eos=tokenizer.eos
     )
-    return {name: found.documents for name, found in surveys.items()}
 
 
 def _of_source(source_name: str, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
@@ -154,14 +245,12 @@ def _digest(data: Data) -> str:
         tokenizer: dict[str, Any] = {"vocab_size": spec.vocab_size, "sample_bytes": spec.sample_bytes}
     else:
         tokenizer = {"sha256": spec.sha256 or Tokenizer.load(Path(spec.model)).sha256}
+    kept = ("format", "include", "exclude", "text_field", "held_out", "held_out_include")
     sources = {
         name: {
-            "format": source.format,
+            **{key: getattr(source, key) for key in kept},
             "identity": identity(source),
-            "include": source.include,
-            "text_field": source.text_field,
             "filter": asdict(source.filter) if source.filter else None,
-            "held_out": source.held_out,
         }
         for name, source in data.sources.items()
     }
@@ -169,9 +258,17 @@ def _digest(data: Data) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _remove_dead(data_dir: Path) -> None:
-    """Removes what processes of this machine left behind when they were killed."""
-    for path in data_dir.glob(f".*.{socket.gethostname()}.*.tmp"):
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Within, no other process is here with the same folder, on a network's file system neither."""
+    with (folder / _LOCK).open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_dead(folder: Path) -> None:
+    """Removes what processes of this machine left half done when they were killed."""
+    for path in folder.glob(f"*/.unit-*.{socket.gethostname()}.*.tmp"):
         if (match := re.search(r"\.(\d+)\.tmp$", path.name)) and not _lives(int(match[1])):
             shutil.rmtree(path, ignore_errors=True)
 

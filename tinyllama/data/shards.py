@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from bisect import bisect_right
+from contextlib import suppress
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -29,8 +31,9 @@ class ShardWriter:
     ) -> None:
         """Writes below `folder`; `prefix` is the shards' path in it, such as `code/train`."""
         assert shard_tokens > 0
-        self._folder, self._prefix, self._tokenizer = folder, prefix, tokenizer
-        self._shard_tokens = shard_tokens
+        self._folder, self._prefix = folder, prefix
+        self._end = np.array([tokenizer.eos], dtype=tokenizer.dtype).tobytes()
+        self._shard_bytes = shard_tokens * len(self._end)
         self._shards: list[ShardEntry] = []
         self._file: BinaryIO | None = None
         (folder / prefix).parent.mkdir(parents=True, exist_ok=True)
@@ -41,22 +44,29 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+        elif self._file is not None:
+            with suppress(OSError):  # the disk may be full, which is the error already
+                self._file.close()
 
-    def add(self, ids: Sequence[int]) -> None:
-        """Appends one document."""
-        tokens = np.array([*ids, self._tokenizer.eos], dtype=self._tokenizer.dtype)
-        while len(tokens):
+    def add(self, ids: bytes) -> None:
+        """Appends one document, packed in the tokenizer's dtype."""
+        self.write(ids + self._end)
+
+    def write(self, tokens: bytes) -> None:
+        """Appends whole documents with their end tokens."""
+        while tokens:
             if self._file is None:
                 self._name = f"{self._prefix}-{len(self._shards):05d}.bin"
                 self._file = (self._folder / self._name).open("xb", buffering=1 << 20)
                 self._hash, self._written = hashlib.sha256(), 0
-            head, tokens = np.split(tokens, [self._shard_tokens - self._written])
-            content = head.tobytes()
+            room = self._shard_bytes - self._written
+            content, tokens = (tokens, b"") if len(tokens) <= room else (tokens[:room], tokens[room:])
             self._file.write(content)
             self._hash.update(content)
-            self._written += len(head)
-            if self._written == self._shard_tokens:
+            self._written += len(content)
+            if self._written == self._shard_bytes:
                 self._end_shard()
 
     def close(self) -> tuple[ShardEntry, ...]:
@@ -67,11 +77,13 @@ class ShardWriter:
 
     def _end_shard(self) -> None:
         assert self._file is not None
-        with self._file as file:
+        file, self._file = self._file, None
+        with file:
             file.flush()
             os.fsync(file.fileno())
-        self._file = None
-        self._shards.append(ShardEntry(file=self._name, tokens=self._written, sha256=self._hash.hexdigest()))
+        self._shards.append(
+            ShardEntry(file=self._name, tokens=self._written // len(self._end), sha256=self._hash.hexdigest())
+        )
 
 
 class TokenStream:
@@ -83,28 +95,34 @@ class TokenStream:
         self._paths = [folder / shard.file for shard in split.shards]
         for path, shard in zip(self._paths, split.shards, strict=True):
             check_file(path, folder=folder, size=shard.tokens * self._dtype.itemsize)
-        self._ends = np.cumsum([shard.tokens for shard in split.shards], dtype=np.int64)
+        self._ends = list(accumulate(shard.tokens for shard in split.shards))
         self._shard = lru_cache(maxsize=_OPEN_SHARDS)(self._map)
 
     def __len__(self) -> int:
         """Tokens in the stream."""
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._ends[-1] if self._ends else 0
 
     def windows(self, starts: np.ndarray, *, length: int) -> np.ndarray:
         """The `length` tokens from each start, across shards where need be, as int64 [n, length]."""
-        assert not len(starts) or (starts.min() >= 0 and starts.max() + length <= len(self))
         out = np.empty((len(starts), length), dtype=np.int64)
-        shards = np.searchsorted(self._ends, starts, side="right")
-        for row, start, shard in zip(out, starts.tolist(), shards.tolist(), strict=True):
-            filled = 0
-            while filled < length:
-                tokens = self._shard(shard)
-                offset = start + filled - (int(self._ends[shard]) - len(tokens))
-                part = tokens[offset : offset + length - filled]
-                row[filled : filled + len(part)] = part
-                filled += len(part)
-                shard += 1
+        for row, start in zip(out, starts.tolist(), strict=True):
+            self.read(start, row)
         return out
 
-    def _map(self, shard: int) -> np.ndarray:
-        return np.memmap(self._paths[shard], dtype=self._dtype, mode="r")
+    def read(self, start: int, row: np.ndarray) -> None:
+        """Fills a row with the tokens from `start` on, across shards where need be."""
+        assert 0 <= start <= len(self) - len(row)
+        shard = bisect_right(self._ends, start)
+        tokens, begin = self._shard(shard)
+        part = tokens[start - begin : start - begin + len(row)]
+        while len(part) < len(row):
+            row[: len(part)] = part
+            row = row[len(part) :]
+            shard += 1
+            part = self._shard(shard)[0][: len(row)]
+        row[:] = part
+
+    def _map(self, shard: int) -> tuple[np.ndarray, int]:
+        """A shard's tokens, as an array since a memmap takes a while to cut, and where in the stream they begin."""
+        tokens = np.memmap(self._paths[shard], dtype=self._dtype, mode="r").view(np.ndarray)
+        return tokens, self._ends[shard] - len(tokens)
