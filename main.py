@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,17 +17,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from rich.console import Console
 
-from tinyllama import launch
+from tinyllama import launch, tasks
 from tinyllama.config import resolvers
 from tinyllama.config.load import ConfigError, load, near_miss, run_folder
-from tinyllama.config.schema import Generate, Model, RunConfig
-from tinyllama.data.manifest import TOKENIZER_FILE
-from tinyllama.plan.plan import make_plan, render
+from tinyllama.config.schema import RunConfig
+from tinyllama.plan.plan import make_plan
 from tinyllama.tracking.record import write_json
 from tinyllama.tracking.store import tracking_uri, ui_command
 
 if TYPE_CHECKING:
-    from tinyllama.data.manifest import Manifest
     from tinyllama.tracking.mlflow import Status
 
 ARTIFACTS = ("config.yaml", "plan.json", launch.RESULT)
@@ -66,7 +66,7 @@ def main() -> int:
             console.print("failed", error, style="red")
             status = 1
         except KeyboardInterrupt:
-            console.print("interrupted: the same command goes on from the last checkpoint")
+            console.print("interrupted: the same command goes on where this one stopped")
             return 130
     return status
 
@@ -82,51 +82,22 @@ def check(config: RunConfig) -> None:
     """Raise ValueError for what can be known not to work before anything is begun, of this point or a later one."""
     from tinyllama.data import prepare
 
-    if config.task not in ("plan", "train"):
+    if config.task not in ("plan", "train", "inspect"):
         return
     manifest = prepare.find(config.data, data_dir=Path(config.data_dir))
-    if config.task == "train" and manifest is None and not prepare.is_embedded(config.data):
+    if config.task != "plan" and manifest is None and not prepare.is_embedded(config.data):
         line = [word for word in sys.argv[1:] if "=" in word]
         raise ValueError(prepare.missing(config.data, data_dir=Path(config.data_dir), line=line))
-    make_plan(config, measured_tokens=_sizes(manifest))
+    tasks.check_stages(make_plan(config, measured_tokens=tasks.sizes(manifest)))
     if config.task == "train":
         launch.check_gpus(config.parallelism)
 
 
-def plan(config: RunConfig) -> None:
-    """task=plan: what the run will take, from the configuration alone."""
-    from tinyllama.data import prepare
-
-    planned = make_plan(config, measured_tokens=_sizes(prepare.find(config.data, data_dir=Path(config.data_dir))))
-    for part in render(planned, title=f"{config.name}: {config.model.name} on {config.data.name}"):
-        console.print(part)
-    folder = run_folder(config)
-    write_json(folder / "plan.json", planned.as_dict())
-    console.print(f"written to {folder / 'plan.json'}")
-
-
-def prepare_data(config: RunConfig) -> Manifest:
-    """task=prepare: raw files to token shards."""
-    from tinyllama.data import prepare
-
-    manifest = prepare.prepare(config.data, data_dir=Path(config.data_dir), report=console.print)
-    for name, source in manifest.sources.items():
-        console.print(
-            f"{name}: {source.train.documents:,} documents, {source.train.tokens:,} tokens to train on, "
-            f"{source.held_out.tokens:,} held out"
-        )
-    return manifest
-
-
 def train(config: RunConfig) -> None:
     """task=train: prepare what can be prepared on the spot, plan, freeze, start the ranks, tell what came out."""
-    from tinyllama.data import prepare
-
-    data_dir = Path(config.data_dir)
-    manifest = prepare.find(config.data, data_dir=data_dir) or prepare_data(config)
-    folder = prepare.dataset_dir(config.data, data_dir=data_dir).resolve()
+    manifest, folder = tasks.prepared(config, console=console)
     identity = launch.DataIdentity.of(folder, tokenizer_sha256=manifest.tokenizer.sha256)
-    planned = make_plan(config, measured_tokens=_sizes(manifest))
+    planned = make_plan(config, measured_tokens=tasks.sizes(manifest))
     launch.check_init(config, identity)
     run_dir = run_folder(config)
     with launch.alone(run_dir, config.parallelism):
@@ -161,10 +132,12 @@ def train_rank(run_dir: Path) -> None:
     from tinyllama.data.loader import HeldOut, Loader
     from tinyllama.data.manifest import Manifest
     from tinyllama.data.tokenizer import Tokenizer
+    from tinyllama.data.verify import Verification
     from tinyllama.engine import checkpoint, distributed
     from tinyllama.engine.start import starting_state
     from tinyllama.engine.zero import Engine
     from tinyllama.evaluate.loss import Evaluator
+    from tinyllama.evaluate.sample import continue_text
     from tinyllama.model.llama import Llama
     from tinyllama.tracking.tracker import Tracker
     from tinyllama.train import loop, outcome
@@ -181,7 +154,7 @@ def train_rank(run_dir: Path) -> None:
         console.print("note: a GPU is here and not used; parallelism=single trains on it")
     manifest = Manifest.load(data)
     tokenizer = Tokenizer.load(data / manifest.tokenizer.file)
-    planned = make_plan(config, measured_tokens=_sizes(manifest))
+    planned = make_plan(config, measured_tokens=tasks.sizes(manifest))
 
     ops = kernels.select(config.kernels.backend, attention=config.kernels.attention, device=layout.device)
     end = tokenizer.eos if config.train.mask_documents else None
@@ -200,7 +173,7 @@ def train_rank(run_dir: Path) -> None:
         parallelism=layout,
         optimizer=config.optimizer,
         precision=config.train.precision,
-        accumulation=planned.accumulation,
+        accumulation=planned.stage_at(start).accumulation,
         ranks=ranks,
         device=device,
     )
@@ -208,10 +181,9 @@ def train_rank(run_dir: Path) -> None:
     loader = Loader(
         manifest,
         data,
-        weights={name: source.weight for name, source in config.data.sources.items()},
+        stages=tasks.mixture_stages(planned),
         context=config.model.context,
         seed=config.seed,
-        sequences_per_step=planned.sequences_per_step,
     )
     evaluator = Evaluator(
         engine,
@@ -223,18 +195,20 @@ def train_rank(run_dir: Path) -> None:
     meter = Meter(
         flops_per_token=planned.flops_per_token.causal,
         peak_flops=peak * ranks.world_size,
-        tokens_per_step=planned.tokens_per_step,
-        steps_left=planned.steps - start,
+        tokens_left=planned.tokens - planned.tokens_by(start),
     )
     progress = TrainProgress(steps=planned.steps, start=start, shown=ranks.is_first)
-    tracker = Tracker()
+    tracker, verification = Tracker(), Verification(manifest, data)
     if ranks.is_first:
+        if not manifest.is_small:
+            verification.start()
         tracker = Tracker.open(run_dir, config=config, digest=frozen.digest, start=start)
 
     def save(step: int) -> None:
+        verification.check()  # nothing learnt from damaged tokens is kept
         captured = engine.state(step)
         if captured is not None:
-            meta = {"tokens": step * planned.tokens_per_step, "digest": frozen.digest}
+            meta = {"tokens": planned.tokens_by(step), "digest": frozen.digest}
             checkpoint.save(run_dir / launch.CHECKPOINTS, captured, meta=meta, keep=config.train.keep)
         distributed.wait_for_all()
 
@@ -255,7 +229,9 @@ def train_rank(run_dir: Path) -> None:
             progress=progress,
         )
         if ranks.is_first:
-            sample = continued(run_dir, config.model, how=config.generate, seed=config.seed)
+            sample = continue_text(
+                config.model, launch.tokenizer(run_dir), run_dir / launch.CHECKPOINTS, config.generate, config.seed
+            )
             result = outcome.finished(result, manifest=manifest, measured=measured, meter=meter, sample=sample)
             outcome.draw(run_dir, result)
         status: Status = "FINISHED"
@@ -272,28 +248,14 @@ def train_rank(run_dir: Path) -> None:
     distributed.leave()  # once the result is there for every machine's launcher to read
 
 
-def generate_text(config: RunConfig) -> None:
-    """task=generate: continue a text with a run's newest weights."""
-    assert config.generate.run is not None  # a rule of the gate
-    run_dir = Path(config.generate.run)
-    shape = launch.with_checkpoint(run_dir).config.model
-    print(continued(run_dir, shape, how=config.generate, seed=config.seed))
-
-
-def continued(run_dir: Path, shape: Model, *, how: Generate, seed: int) -> str:
-    """A prompt and what the newest weights in a run folder make of it."""
-    from tinyllama.evaluate.sample import continue_text
-
-    tokenizer, checkpoints = run_dir / TOKENIZER_FILE, run_dir / launch.CHECKPOINTS
-    return continue_text(shape, tokenizer=tokenizer, checkpoints=checkpoints, how=how, seed=seed)
-
-
-def _sizes(manifest: Manifest | None) -> dict[str, int] | None:
-    """Each source's training tokens, where the data is prepared."""
-    return {name: source.train.tokens for name, source in manifest.sources.items()} if manifest else None
-
-
-TASKS = {"train": train, "plan": plan, "prepare": prepare_data, "generate": generate_text}
+TASKS: dict[str, Callable[[RunConfig], None]] = {
+    "train": train,
+    "plan": partial(tasks.plan, console=console),
+    "download": partial(tasks.download, console=console),
+    "prepare": partial(tasks.prepare, console=console),
+    "inspect": partial(tasks.inspect, console=console),
+    "generate": tasks.generate,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

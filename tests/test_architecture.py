@@ -18,6 +18,7 @@ LAYERS = [
     {"plan", "model", "data", "engine", "tracking"},
     {"evaluate"},
     {"train", "scaling", "launch"},
+    {"tasks"},
     {"main"},
 ]
 """From the bottom up: a package imports from layers below its own, and within its layer only as WITHIN says."""

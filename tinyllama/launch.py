@@ -84,7 +84,7 @@ def freeze(run_dir: Path, config: RunConfig, data: DataIdentity) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     for stale in (RESULT, FAILURE):  # what an earlier attempt failed of is past
         (run_dir / stale).unlink(missing_ok=True)
-    shutil.copyfile(Path(data.folder) / TOKENIZER_FILE, run_dir / TOKENIZER_FILE)
+    shutil.copyfile(Path(data.folder) / TOKENIZER_FILE, tokenizer(run_dir))
     write_json(run_dir / CONFIG, {"digest": frozen.digest, "data": asdict(data), "config": as_dict(config)})
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(as_dict(config)))
 
@@ -96,6 +96,11 @@ def thaw(run_dir: Path) -> Frozen:
         return Frozen(config=validate(whole["config"]), digest=whole["digest"], data=DataIdentity(**whole["data"]))
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{run_dir} holds no run: {error}") from error
+
+
+def tokenizer(run_dir: Path) -> Path:
+    """A run's own copy of its tokenizer."""
+    return run_dir / TOKENIZER_FILE
 
 
 def check_init(config: RunConfig, data: DataIdentity) -> None:

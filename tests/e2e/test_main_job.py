@@ -181,7 +181,7 @@ def test_interrupted_says_so_and_lets_nobody_else_in(here: Here, whole: str) -> 
     os.killpg(running.pid, signal.SIGINT)
     out, _ = running.communicate(timeout=60)
     assert running.returncode == 130, out
-    assert "interrupted: the same command goes on from the last checkpoint" in out
+    assert "interrupted: the same command goes on where this one stopped" in out
     assert "Traceback" not in out
     assert here.result("runs/interrupted")["status"] == "interrupted"
 

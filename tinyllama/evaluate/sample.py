@@ -12,7 +12,7 @@ from tinyllama.model.generate import generate
 from tinyllama.model.llama import Llama
 
 
-def continue_text(shape: Model, *, tokenizer: Path, checkpoints: Path, how: Generate, seed: int) -> str:
+def continue_text(shape: Model, tokenizer: Path, checkpoints: Path, how: Generate, seed: int) -> str:
     """The prompt and what the weights of the newest checkpoint make of it, worked out on the CPU in fp32.
 
     Raises ValueError where the prompt fills the model's context, Damaged where the weights are not what was written.

@@ -1,0 +1,117 @@
+"""The tasks beside training: plan, download, prepare, inspect, generate. Each is a function of a run's configuration.
+
+What a task needs is imported in it, so that a plan waits neither for torch nor for the readers of raw files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from tinyllama import launch
+from tinyllama.config.load import run_folder
+from tinyllama.config.schema import RunConfig
+from tinyllama.plan.plan import Plan, make_plan, render
+from tinyllama.tracking.record import write_json
+
+if TYPE_CHECKING:
+    from tinyllama.data.manifest import Manifest
+    from tinyllama.data.mixture import Stage
+
+
+def plan(config: RunConfig, *, console: Console) -> None:
+    """task=plan: what the run will take, from the configuration alone."""
+    from tinyllama.data import prepare
+
+    planned = make_plan(config, measured_tokens=sizes(prepare.find(config.data, data_dir=Path(config.data_dir))))
+    for part in render(planned, title=f"{config.name}: {config.model.name} on {config.data.name}"):
+        console.print(part)
+    folder = run_folder(config)
+    write_json(folder / "plan.json", planned.as_dict())
+    console.print(f"written to {folder / 'plan.json'}")
+
+
+def download(config: RunConfig, *, console: Console) -> None:
+    """task=download: raw files of the sources that are on a hub."""
+    from tinyllama.data import download as hub
+
+    hub.download(config.data, report=console.print)
+
+
+def prepare(config: RunConfig, *, console: Console) -> None:
+    """task=prepare: raw files to token shards, or this machine's part of them."""
+    from tinyllama.data import prepare as shards
+
+    data_dir = Path(config.data_dir)
+    if shards.prepare(config.data, data_dir=data_dir, how=config.prepare, console=console):
+        console.print(f"data set: {shards.dataset_dir(config.data, data_dir=data_dir)}")
+
+
+def prepared(config: RunConfig, *, console: Console) -> tuple[Manifest, Path]:
+    """The data set, prepared on the spot where it is embedded, and its folder."""
+    from tinyllama.data import prepare
+
+    data_dir, whole = Path(config.data_dir), replace(config.prepare, part=None)
+    manifest = prepare.find(config.data, data_dir=data_dir)
+    manifest = manifest or prepare.prepare(config.data, data_dir=data_dir, how=whole, console=console)
+    assert manifest is not None  # nobody else has a part of it
+    for name, source in manifest.sources.items():
+        if source.raw.skips is not None:
+            console.print(f"warning: {source.raw.skipped:,} of {name} could not be read when it was prepared")
+    return manifest, prepare.dataset_dir(config.data, data_dir=data_dir).resolve()
+
+
+def inspect(config: RunConfig, *, console: Console) -> None:
+    """task=inspect: what a prepared set holds and what the run would make of it, or which documents make up a step."""
+    from tinyllama.data.inspect import show
+
+    manifest, folder = prepared(config, console=console)
+    planned, step = make_plan(config, measured_tokens=sizes(manifest)), config.inspect.at_step
+    if step is not None and step >= planned.steps:
+        raise ValueError(f"inspect.at_step: {step} is none of the run's steps, 0 to {planned.steps - 1}: choose one")
+    for part in show(
+        manifest,
+        folder,
+        how=config.inspect,
+        stages=mixture_stages(planned),
+        sequences=planned.sequences_of(planned.steps - 1).stop,
+        step=None if step is None else planned.sequences_of(step),
+        context=config.model.context,
+        seed=config.seed,
+    ):
+        console.print(part)
+    for warning in planned.warnings:
+        console.print(f"warning: {warning}")
+
+
+def generate(config: RunConfig) -> None:
+    """task=generate: continue a text with a run's newest weights."""
+    from tinyllama.evaluate.sample import continue_text
+
+    assert config.generate.run is not None  # a rule of the gate
+    run_dir = Path(config.generate.run)
+    shape = launch.with_checkpoint(run_dir).config.model
+    print(continue_text(shape, launch.tokenizer(run_dir), run_dir / launch.CHECKPOINTS, config.generate, config.seed))
+
+
+def mixture_stages(planned: Plan) -> list[Stage]:
+    """A plan's stages as the data's order takes them, the last without an end."""
+    from tinyllama.data.mixture import Stage
+
+    stages = [Stage(stage.sequences, stage.weights, stage.ramp) for stage in planned.stages]
+    return [*stages[:-1], stages[-1]._replace(samples=None)]
+
+
+def check_stages(planned: Plan) -> None:
+    """Raise ValueError where a stage is too short for its sources to have their shares in it."""
+    from tinyllama.data.mixture import Mixture
+
+    Mixture(mixture_stages(planned), windows=dict.fromkeys(planned.sources, 1), seed=0)
+
+
+def sizes(manifest: Manifest | None) -> dict[str, int] | None:
+    """Each source's training tokens, where the data is prepared."""
+    return {name: source.train.tokens for name, source in manifest.sources.items()} if manifest else None
