@@ -159,9 +159,13 @@ def test_the_second_papers_stages_come_out(config: Callable[..., RunConfig]) -> 
     later = (190_735 * 896 + 20_436 * 3584) * 2048 - 3_000_000_512
     assert plan.sources["starcoder"].tokens == round(0.15 * later)
     assert sum(source.tokens for source in plan.sources.values()) == plan.tokens
-    told = printed(plan)
-    for word in ("817,436", "7,340,032", "slimpajama 75.0%", "starcoder 15.0%", "10.0%", "6,000,001,024 tokens"):
-        assert word in told
+    told = [part for part in render(plan, title="a run") if isinstance(part, str)]
+    assert told[0] == ("stage 1: 817,436 steps of 1,835,008 tokens, 1,500,001,599,488 in all: slimpajama 100.0%")
+    assert told[1] == (
+        "stage 2: 190,735 steps of 1,835,008 tokens, 350,000,250,880 in all: slimpajama 75.0%, starcoder 15.0%, "
+        "proofpile 10.0%, after a ramp of 6,000,001,024 tokens"
+    )
+    assert told[2].startswith("stage 3: 20,436 steps of 7,340,032 tokens, ")
 
 
 def test_steps_take_sequences_in_order_whatever_their_stage(config: Callable[..., RunConfig]) -> None:

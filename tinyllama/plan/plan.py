@@ -190,24 +190,18 @@ def render(plan: Plan, *, title: str) -> Iterator[Table | str]:
         )
     yield mixture
     if len(plan.stages) > 1:
-        yield render_stages(plan)
+        yield from render_stages(plan)
     for warning in plan.warnings:
         yield f"warning: {warning}"
 
 
-def render_stages(plan: Plan) -> Table:
-    """What each stage takes, and how."""
-    table = Table(box=None)
-    for column in ("stage", "steps", "tokens", "tokens a step", "shares", "ramp"):
-        table.add_column(column, justify="left" if column == "shares" else "right")
+def render_stages(plan: Plan) -> Iterator[str]:
+    """A line for each stage: what it takes, and how."""
     for number, stage in enumerate(plan.stages, start=1):
         total = sum(stage.weights.values())
-        table.add_row(
-            str(number),
-            f"{stage.steps:,}",
-            f"{stage.sequences * plan.context:,}",
-            f"{stage.sequences_per_step * plan.context:,}",
-            ", ".join(f"{name} {weight / total:.1%}" for name, weight in stage.weights.items() if weight),
-            f"{stage.ramp * plan.context:,} tokens" if stage.ramp else "",
+        shares = (f"{name} {weight / total:.1%}" for name, weight in stage.weights.items() if weight)
+        ramp = f", after a ramp of {stage.ramp * plan.context:,} tokens" if stage.ramp else ""
+        yield (
+            f"stage {number}: {stage.steps:,} steps of {stage.sequences_per_step * plan.context:,} tokens, "
+            f"{stage.sequences * plan.context:,} in all: {', '.join(shares)}{ramp}"
         )
-    return table
