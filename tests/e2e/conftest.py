@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +64,28 @@ class Here:
         )
         assert done.returncode == expect, done.stdout[-6000:]
         return done.stdout
+
+    def wait_for_checkpoint(self, run_dir: str, step: int, running: subprocess.Popen[str]) -> None:
+        checkpoints = self.folder / run_dir / "checkpoints"
+        deadline = time.monotonic() + 120
+        while not any(int(path.name[5:]) >= step for path in checkpoints.glob("step-*")):
+            assert running.poll() is None, "it ended too early"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def kill_after_checkpoint(self, run_dir: str, step: int, *, base: Sequence[str] = TINY) -> None:
+        """Start the run and kill all its processes, without warning, once it has a checkpoint at `step` or later."""
+        running = subprocess.Popen(
+            self.command(f"run_dir={run_dir}", base=base),
+            cwd=self.folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        self.wait_for_checkpoint(run_dir, step, running)
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
 
     def result(self, run_dir: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.folder / run_dir / "result.json").read_text())

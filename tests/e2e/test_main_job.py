@@ -11,7 +11,6 @@ import re
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,33 +126,9 @@ def test_the_runs_of_one_line_share_no_process_and_one_failure_stops_no_other(he
     assert len(pids) == 2
 
 
-def wait_for_checkpoint(here: Here, run_dir: str, step: int, running: subprocess.Popen[str]) -> None:
-    checkpoints = here.folder / run_dir / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not any(int(path.name[5:]) >= step for path in checkpoints.glob("step-*")):
-        assert running.poll() is None, "it ended too early"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def kill_after_checkpoint(here: Here, run_dir: str, step: int) -> None:
-    """Start the run and kill all its processes, without warning, once it has a checkpoint at `step` or later."""
-    running = subprocess.Popen(
-        here.command(f"run_dir={run_dir}"),
-        cwd=here.folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    wait_for_checkpoint(here, run_dir, step, running)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
-
-
 def test_killed_twice_equals_uninterrupted_bit_for_bit(here: Here, whole: str) -> None:
-    kill_after_checkpoint(here, "runs/killed", 40)
-    kill_after_checkpoint(here, "runs/killed", 120)
+    here.kill_after_checkpoint("runs/killed", 40)
+    here.kill_after_checkpoint("runs/killed", 120)
     assert here.result("runs/killed")["status"] == "running", "nobody was left to say otherwise"
     here.run("run_dir=runs/killed")
     assert here.result("runs/killed")["resumed_at"] >= 120
@@ -175,7 +150,7 @@ def test_interrupted_says_so_and_lets_nobody_else_in(here: Here, whole: str) -> 
         text=True,
         start_new_session=True,
     )
-    wait_for_checkpoint(here, "runs/interrupted", 40, running)
+    here.wait_for_checkpoint("runs/interrupted", 40, running)
     refusal = here.run("run_dir=runs/interrupted", expect=2)
     assert "run_dir: another process is training in runs/interrupted" in refusal
     os.killpg(running.pid, signal.SIGINT)

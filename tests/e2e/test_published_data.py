@@ -22,7 +22,7 @@ SETTINGS = [
     "data.tokenizer.vocab_size=512",
     "data.tokenizer.sample_bytes=200K",
     "data.sources.starcoder.held_out=0.1",
-    "budget.tokens=40K",
+    "budget.tokens=80K",
     "train.batch_tokens=1024",
     "train.eval_tokens=1K",
     "schedule.warmup_steps=2",
@@ -58,18 +58,27 @@ def test_raw_files_become_a_staged_run(here: Here, raw: list[str]) -> None:
     told = here.run("task=inspect", "inspect.samples=1", base=raw)
     assert re.search(r"slimpajama +[\d.]+% ", told)
     assert "train/chunk" in told and "-of-00004.parquet:" in told
-    # of 28 steps the first 16 are of the first stage
+    # of 48 steps the first 16 are of the first stage
     first, later = (here.run("task=inspect", f"inspect.at_step={step}", base=raw) for step in (15, 25))
     assert first.count("sequence ") == 16 and "starcoder" not in first
     assert later.count("sequence ") == 32 and "starcoder, epoch" in later and "slimpajama, epoch" in later
     refused = here.run("task=inspect", "inspect.at_step=99", base=raw, expect=2)
-    assert refused.startswith("refused inspect.at_step: 99 is none of the run's steps, 0 to 27")
+    assert refused.startswith("refused inspect.at_step: 99 is none of the run's steps, 0 to 47")
 
     told = here.run("run_dir=runs/staged", base=raw)
-    assert "28/28" in told
+    assert "48/48" in told
     result = here.result("runs/staged")
-    assert result["status"] == "finished" and result["tokens"] == 16 * 1024 + 12 * 2048
+    assert result["status"] == "finished" and result["tokens"] == 16 * 1024 + 32 * 2048
     assert set(result["held_out"]) == {"slimpajama", "starcoder"}
+
+
+def test_killed_in_the_middle_of_a_ramp_it_ends_the_same(here: Here, raw: list[str]) -> None:
+    # steps 16 to 19 are the ramp's
+    every = [*raw, "train.checkpoint_every=18"]
+    here.kill_after_checkpoint("runs/ramp", 18, base=every)
+    here.run("run_dir=runs/ramp", base=every)
+    assert here.result("runs/ramp")["resumed_at"] == 18
+    assert here.final_hashes("runs/ramp") == here.final_hashes("runs/staged")
 
 
 def test_a_stage_too_short_for_its_sources_is_refused_at_once(here: Here) -> None:
