@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -36,3 +37,20 @@ def composed() -> Iterator[Callable[..., DictConfig]]:
 def config(composed: Callable[..., DictConfig]) -> Callable[..., RunConfig]:
     """Compose and pass the gate."""
     return lambda *overrides: load(composed(*overrides))
+
+
+@pytest.fixture
+def clock_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType], Callable[[float], None]]:
+    """Gives a module a clock that a machine has just started at 0, and what lets so many seconds pass on it."""
+
+    def clock(module: ModuleType) -> Callable[[float], None]:
+        now = 0.0
+
+        def later(seconds: float) -> None:
+            nonlocal now
+            now += seconds
+
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+        return later
+
+    return clock

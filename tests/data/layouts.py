@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from rich.console import Console
 
 from tinyllama.config.data import Data, Filter, Prepare, Source, Tokenizer
 from tinyllama.data import stdlib
+from tinyllama.data.formats import Document, Fault, raw_files, read_file
 from tinyllama.data.manifest import Manifest
 from tinyllama.data.shards import TokenStream
 from tinyllama.data.tokenizer import Tokenizer as Pieces
@@ -107,3 +108,13 @@ def decoded(folder: Path, manifest: Manifest, source: str, split: str) -> list[s
     ends = np.flatnonzero(ids == tokenizer.eos)
     assert ends[-1] == len(ids) - 1
     return [tokenizer.decode(part[:-1].tolist()) for part in np.split(ids, ends[:-1] + 1)]
+
+
+def read_documents(source: Source) -> Iterator[Document]:
+    """Every document of a source that its filter keeps, in the same order each time. ValueError at the first fault."""
+    for file in raw_files(source):
+        for item in read_file(file, source=source):
+            if isinstance(item, Fault):
+                raise ValueError(item.message)
+            if item.kept:
+                yield item

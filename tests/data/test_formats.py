@@ -14,9 +14,10 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from tests.data.layouts import read_documents
 from tinyllama.config.data import Filter, Source
 from tinyllama.data import formats, stdlib, unpack
-from tinyllama.data.formats import Document, Fault, RawFile, identity, raw_files, read_documents, read_file
+from tinyllama.data.formats import Document, Fault, RawFile, identity, raw_files, read_file
 
 ROWS = [{"text": f"document {i}\nof {'x' * i}", "meta": {"set": "Github" if i % 3 else "Book"}} for i in range(40)]
 ROWS[7]["text"] = ""

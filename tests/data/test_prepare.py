@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from tests.data.layouts import HOW, QUIET, decoded
+from tests.data.layouts import HOW, QUIET, decoded, read_documents
 from tinyllama.config.data import Data, Filter, Source
 from tinyllama.config.data import Tokenizer as Spec
 from tinyllama.data import prepare as module
 from tinyllama.data import stdlib
 from tinyllama.data import survey as survey_module
-from tinyllama.data.formats import RawFile, read_documents, read_file
+from tinyllama.data.formats import RawFile, read_file
 from tinyllama.data.manifest import FILE
 from tinyllama.data.prepare import dataset_dir, find, is_embedded, missing, prepare
 from tinyllama.data.progress import Tally

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
-from types import SimpleNamespace
+from types import ModuleType
 
 import pytest
 from rich.console import Console
@@ -17,16 +17,9 @@ MEGA = 10**6
 
 
 @pytest.fixture(autouse=True)
-def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Lets so many seconds pass on a clock that a machine has just started at 0."""
-    now = 0.0
-
-    def later(seconds: float) -> None:
-        nonlocal now
-        now += seconds
-
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
-    return later
+def wait(clock_of: Callable[[ModuleType], Callable[[float], None]]) -> Callable[[float], None]:
+    """Lets so many seconds pass."""
+    return clock_of(progress)
 
 
 def plain() -> tuple[Console, Callable[[], list[str]]]:

@@ -8,9 +8,9 @@ import tokenize
 
 import pytest
 
+from tests.data.layouts import read_documents
 from tinyllama.config.data import Source
 from tinyllama.data import stdlib
-from tinyllama.data.formats import read_documents
 from tinyllama.data.stdlib import cut_docstrings
 
 

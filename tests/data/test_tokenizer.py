@@ -57,11 +57,6 @@ def test_round_trip_is_exact_and_bytes_add_up(path: Path, text: str) -> None:
     assert tokenizer.eos not in ids
 
 
-def test_a_batch_is_its_texts(path: Path) -> None:
-    tokenizer = Tokenizer.load(path)
-    assert tokenizer.encode_batch(HARD) == [tokenizer.encode(text) for text in HARD]
-
-
 def test_it_is_laid_out_like_llamas(path: Path) -> None:
     tokenizer = Tokenizer.load(path)
     size = tokenizer.token_bytes()

@@ -22,11 +22,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.data.layouts import HOW, QUIET, decoded, published, rows, tree, write_zst
+from tests.data.layouts import HOW, QUIET, decoded, published, read_documents, rows, tree, write_zst
 from tinyllama.config.data import Data
 from tinyllama.data import pool, units
 from tinyllama.data import prepare as prepare_module
-from tinyllama.data.formats import RawFile, raw_files, read_documents, read_file
+from tinyllama.data.formats import RawFile, raw_files, read_file
 from tinyllama.data.manifest import Manifest
 from tinyllama.data.prepare import dataset_dir, prepare
 from tinyllama.data.units import is_held_out, units_of

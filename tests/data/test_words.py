@@ -115,12 +115,7 @@ WHOLE = ["inner", "suffix", "defined", "nfkc", "strips", "unigram"]
 
 def differing(encoder: Encoder, tokenizer: Tokenizer, texts: list[str], *, dtype: str) -> list[str]:
     """The texts whose ids are not SentencePiece's."""
-    expected = tokenizer.encode_batch(texts)
-    return [
-        text
-        for text, ids in zip(texts, expected, strict=True)
-        if encoder.encode(text) != np.array(ids, dtype=dtype).tobytes()
-    ]
+    return [text for text in texts if encoder.encode(text) != np.array(tokenizer.encode(text), dtype=dtype).tobytes()]
 
 
 @pytest.mark.parametrize("dtype", ["<u2", "<u4"])

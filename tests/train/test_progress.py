@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from types import SimpleNamespace
+from types import ModuleType
 
 import pytest
 from rich.console import Console
@@ -18,16 +18,9 @@ TEXT = "loss 2.346  24,000 tokens/s  MFU 52%  3:01:02 left"
 
 
 @pytest.fixture
-def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Lets so many seconds pass on a clock that a machine has just started at 0."""
-    now = 0.0
-
-    def later(seconds: float) -> None:
-        nonlocal now
-        now += seconds
-
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
-    return later
+def wait(clock_of: Callable[[ModuleType], Callable[[float], None]]) -> Callable[[float], None]:
+    """Lets so many seconds pass."""
+    return clock_of(progress)
 
 
 @pytest.mark.parametrize(

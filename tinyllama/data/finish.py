@@ -111,4 +111,4 @@ def _gzipped(paths: Sequence[Path]) -> int:
 def _lines(folder: Path, file: str, objects: Sequence[object]) -> FileEntry:
     """A file of JSON objects, one a line."""
     content = "".join(json.dumps(one) + "\n" for one in objects).encode()
-    return FileEntry(file=file, sha256=write_through(folder / file, content).sha256)
+    return FileEntry(file=file, sha256=write_through(folder / file, content))

@@ -92,16 +92,6 @@ def identity(source: Source) -> str:
     return source.format
 
 
-def read_documents(source: Source) -> Iterator[Document]:
-    """Every document of a source that its filter keeps, in the same order each time. ValueError at the first fault."""
-    for file in raw_files(source):
-        for item in read_file(file, source=source):
-            if isinstance(item, Fault):
-                raise ValueError(item.message)
-            if item.kept:
-                yield item
-
-
 def raw_files(source: Source) -> list[RawFile]:
     """The raw files, sorted by name: those to train on and the data set's own held-out files.
 

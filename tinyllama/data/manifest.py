@@ -192,15 +192,15 @@ def remedy(folder: Path) -> str:
     return f"delete {folder} and prepare it again"
 
 
-def write_through(path: Path, content: bytes) -> FileEntry:
-    """Writes a file through to the disk, whole or not at all; its entry has the file's name alone."""
+def write_through(path: Path, content: bytes) -> str:
+    """Writes a file through to the disk, whole or not at all, and gives its sha256."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")  # process ids repeat themselves among machines
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
-    return FileEntry(file=path.name, sha256=hashlib.sha256(content).hexdigest())
+    return hashlib.sha256(content).hexdigest()
 
 
 def _source(raw: dict[str, Any]) -> SourceEntry:

@@ -111,7 +111,10 @@ def prepare(data: Data, *, data_dir: Path, how: Prepare, console: Console) -> Ma
             with suppress(OSError):  # where anything is in it, it may be another process's
                 partial.rmdir()
         found = Manifest.load(final)
-    _check(found, final, data=data, strict=how.on_error == "stop")
+    else:
+        _check_raw_files(found, final, data=data)
+    if how.on_error == "stop":
+        _check_skips(found, final)
     found.verify_small(final)
     return found
 
@@ -170,18 +173,23 @@ def _sweep(folder: Path) -> None:
             path.unlink()
 
 
-def _check(manifest: Manifest, folder: Path, *, data: Data, strict: bool) -> None:
-    """Raise ValueError where a set was made of other raw files than there are now, or strict has no skips."""
-    for name, source in data.sources.items():
-        raw = manifest.sources[name].raw
-        if strict and raw.skips is not None:
+def _check_skips(manifest: Manifest, folder: Path) -> None:
+    """Raise ValueError where something was left out of a set."""
+    for name, source in manifest.sources.items():
+        if source.raw.skips is not None:
             raise ValueError(
-                f"data.sources.{name}: {raw.skipped:,} of it could not be read when {folder} was prepared, listed in "
-                f"{raw.skips.file}: repair them, delete the folder and prepare it again, or set prepare.on_error=skip"
+                f"data.sources.{name}: {source.raw.skipped:,} of it could not be read when {folder} was prepared, "
+                f"listed in {source.raw.skips.file}: repair them, delete the folder and prepare it again, or set "
+                "prepare.on_error=skip"
             )
+
+
+def _check_raw_files(manifest: Manifest, folder: Path, *, data: Data) -> None:
+    """Raise ValueError where a set was made of other raw files than there are now."""
+    for name, source in data.sources.items():
         if source.is_embedded or not Path(source.raw or "").is_dir():
             continue
-        with (folder / raw.ledger.file).open() as ledger:
+        with (folder / manifest.sources[name].raw.ledger.file).open() as ledger:
             then = [(line["file"], line["size"]) for line in map(json.loads, ledger)]
         if then != [(file.name, file.size) for file in _of_source(name, raw_files, source)]:
             raise ValueError(

@@ -65,20 +65,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without beginning or end symbols."""
-        return self.encode_batch([text])[0]
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, on all cores."""
-        encoded: list[list[int]] = self._model.encode(list(texts))
-        if self.escapes_signs:
-            for index, text in enumerate(texts):
-                if SPACE in text:
-                    encoded[index] = self._encode_around_signs(text)
-        return encoded
-
-    def _encode_around_signs(self, text: str) -> list[int]:
-        """Encodes what is between U+2581 signs and puts their bytes in between."""
-        first, *rest = text.split(SPACE)
+        # what is between U+2581 signs, where they are not spaces, and their bytes in between
+        first, *rest = text.split(SPACE) if self.escapes_signs else [text]
         ids: list[int] = self._model.encode(first)
         for part in rest:
             ids += self._space_bytes + self._model.encode(part)

@@ -90,6 +90,12 @@ class FileCounts:
     held_out_bytes: int = 0
     skipped: int = 0
 
+    def add(self, where: str, size: int) -> None:
+        """Counts a document of so many bytes that went to `train`, to `held_out` or was `filtered` out."""
+        for prefix in ("", f"{where}_"):
+            for what, amount in (("documents", 1), ("bytes", size)):
+                setattr(self, prefix + what, getattr(self, prefix + what) + amount)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -215,9 +221,7 @@ def _fill(
                 ids, size = found
                 n_tokens = len(ids) // width + 1 if item.kept else 0
                 split = split_of(item, file=file, source=source) if item.kept else "filtered"
-                for one in ("", f"{split}_"):
-                    setattr(counts, f"{one}documents", getattr(counts, f"{one}documents") + 1)
-                    setattr(counts, f"{one}bytes", getattr(counts, f"{one}bytes") + size)
+                counts.add(split, size)
                 if split == "train":
                     train.add(ids)
                     index.extend((item.row, n_tokens))
@@ -233,13 +237,13 @@ def _fill(
             os.fsync(part.fileno())
         shards = list(train.close())
     index_path = f"{unit.path('train')}.index"
-    entry = write_through(folder / index_path, np.array(index, dtype="<u4").tobytes())
+    sha256 = write_through(folder / index_path, np.array(index, dtype="<u4").tobytes())
     return Record(
         raw=raw,
         tokenizer=tokenizer.sha256,
         files=counted,
         shards=shards,
-        index=FileEntry(file=index_path, sha256=entry.sha256),
+        index=FileEntry(file=index_path, sha256=sha256),
         held_out_tokens=held_out_tokens,
         skipped=[{one.name: getattr(fault, one.name) for one in fields(fault)} for fault in skipped],
     )

@@ -7,17 +7,13 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from tinyllama.data.progress import PLAIN_EVERY, duration
 from tinyllama.train.meter import Rates
-
-PLAIN_EVERY = 5.0
-"""Seconds between two plain lines."""
 
 
 def describe(loss: float, rates: Rates) -> str:
     """Loss, rate and time left in one line."""
-    minutes, seconds = divmod(round(rates.seconds_left), 60)
-    hours, minutes = divmod(minutes, 60)
-    left = f"{hours}:{minutes:02d}:{seconds:02d}"
+    left = duration(rates.seconds_left)
     return f"loss {loss:.3f}  {rates.tokens_per_s:,.0f} tokens/s  MFU {rates.mfu:.0%}  {left} left"
 
 
