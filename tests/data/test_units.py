@@ -225,6 +225,23 @@ def test_killed_at_any_moment_it_goes_on(
     assert tree_but_digest(dataset_dir(given, data_dir=tmp_path / "d")) == tree_but_digest(whole[0])
 
 
+def test_workers_in_the_middle_of_their_work_do_not_outlive_their_parent(given: Data, tmp_path: Path) -> None:
+    published(tmp_path / "raw")
+    for i in range(4):  # each a unit that takes a second or so
+        texts = [f"document {j} " + " ".join(f"{i}{j}{k}" for k in range(40)) for j in range(20_000)]
+        write_zst(tmp_path / "raw" / "slimpajama" / "train" / "chunk1" / f"a{i}.jsonl.zst", rows(texts))
+    script = tmp_path / "work.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(tmp_path / "raw"), str(tmp_path / "d"), str(given.tokenizer.model), "2"]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True)
+    while len([*(tmp_path / "d").glob(".*/*/.unit-*.tmp")]) < 2:
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert_gone(process.pid)
+
+
 def assert_gone(session: int) -> None:
     """No process of a session is left, within a few seconds."""
     for _ in range(100):
