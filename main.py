@@ -17,10 +17,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from rich.console import Console
 
-from tinyllama import launch, tasks
+from tinyllama import tasks
 from tinyllama.config import resolvers
 from tinyllama.config.load import ConfigError, load, near_miss, run_folder
 from tinyllama.config.schema import RunConfig
+from tinyllama.launch import launcher, runs
 from tinyllama.plan.plan import make_plan
 from tinyllama.tracking.record import write_json
 from tinyllama.tracking.store import tracking_uri, ui_command
@@ -28,7 +29,7 @@ from tinyllama.tracking.store import tracking_uri, ui_command
 if TYPE_CHECKING:
     from tinyllama.tracking.mlflow import Status
 
-ARTIFACTS = ("config.yaml", "plan.json", launch.RESULT)
+ARTIFACTS = ("config.yaml", "plan.json", runs.RESULT)
 # what is printed may hold anything, brackets and colons too: no markup
 console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 points: list[DictConfig] = []
@@ -62,7 +63,7 @@ def main() -> int:
             TASKS[config.task](config)
         except ValueError as error:
             status = refuse(str(error))
-        except (launch.RankError, OSError) as error:
+        except (launcher.RankError, OSError) as error:
             console.print("failed", error, style="red")
             status = 1
         except KeyboardInterrupt:
@@ -90,29 +91,29 @@ def check(config: RunConfig) -> None:
         raise ValueError(prepare.missing(config.data, data_dir=Path(config.data_dir), line=line))
     tasks.check_stages(make_plan(config, measured_tokens=tasks.sizes(manifest)))
     if config.task == "train":
-        launch.check_gpus(config.parallelism)
+        launcher.check_gpus(config.parallelism)
 
 
 def train(config: RunConfig) -> None:
     """task=train: prepare what can be prepared on the spot, plan, freeze, start the ranks, tell what came out."""
     manifest, folder = tasks.prepared(config, console=console)
-    identity = launch.DataIdentity.of(folder, tokenizer_sha256=manifest.tokenizer.sha256)
+    identity = runs.DataIdentity.of(folder, tokenizer_sha256=manifest.tokenizer.sha256)
     planned = make_plan(config, measured_tokens=tasks.sizes(manifest))
-    launch.check_init(config, identity)
+    runs.check_init(config, identity)
     run_dir = run_folder(config)
-    with launch.alone(run_dir, config.parallelism):
-        if config.resume == "never" and (aside := launch.set_aside(run_dir)):
+    with runs.alone(run_dir, config.parallelism):
+        if config.resume == "never" and (aside := runs.set_aside(run_dir)):
             console.print(f"the earlier run is now {aside}")
-        launch.freeze(run_dir, config, identity)
-        if launch.finished(run_dir):
+        runs.freeze(run_dir, config, identity)
+        if runs.finished(run_dir):
             console.print(f"{run_dir} has finished already; resume=never trains it again")
         else:
             manifest.verify_small(folder)
             write_json(run_dir / "plan.json", planned.as_dict())
             sizes = f"{planned.parameters.total:,} parameters, {planned.tokens:,} tokens in {planned.steps:,} steps"
             console.print(f"{run_dir}: {sizes}")
-            launch.start_ranks(train_rank, run_dir, config.parallelism)
-    result = launch.finished(run_dir)
+            launcher.start_ranks(train_rank, run_dir, config.parallelism)
+    result = runs.finished(run_dir)
     assert result is not None  # a rank that fails raises
 
     from tinyllama.train import outcome
@@ -144,7 +145,7 @@ def train_rank(run_dir: Path) -> None:
     from tinyllama.train.meter import Meter, measured_matmul_flops
     from tinyllama.train.progress import TrainProgress
 
-    frozen = launch.thaw(run_dir)
+    frozen = runs.thaw(run_dir)
     config, data = frozen.config, Path(frozen.data.folder)
     layout = config.parallelism
     ranks = distributed.Ranks.from_environment()
@@ -161,8 +162,8 @@ def train_rank(run_dir: Path) -> None:
     model = Llama(config.model, ops=ops, recompute=layout.recompute, document_end=end)
     state = starting_state(
         model,
-        checkpoints=run_dir / launch.CHECKPOINTS,
-        origin=Path(config.init_from) / launch.CHECKPOINTS if config.init_from else None,
+        checkpoints=run_dir / runs.CHECKPOINTS,
+        origin=Path(config.init_from) / runs.CHECKPOINTS if config.init_from else None,
         seed=config.seed,
         report=console.print,
     )
@@ -209,12 +210,12 @@ def train_rank(run_dir: Path) -> None:
         captured = engine.state(step)
         if captured is not None:
             meta = {"tokens": planned.tokens_by(step), "digest": frozen.digest}
-            checkpoint.save(run_dir / launch.CHECKPOINTS, captured, meta=meta, keep=config.train.keep)
+            checkpoint.save(run_dir / runs.CHECKPOINTS, captured, meta=meta, keep=config.checkpoint.keep)
         distributed.wait_for_all()
 
     result = outcome.began(config, digest=frozen.digest, plan=planned, start=start)
     if ranks.is_first:
-        write_json(run_dir / launch.RESULT, result)
+        write_json(run_dir / runs.RESULT, result)
     try:
         measured = loop.train(
             config,
@@ -230,7 +231,7 @@ def train_rank(run_dir: Path) -> None:
         )
         if ranks.is_first:
             sample = continue_text(
-                config.model, launch.tokenizer(run_dir), run_dir / launch.CHECKPOINTS, config.generate, config.seed
+                config.model, runs.tokenizer(run_dir), run_dir / runs.CHECKPOINTS, config.generate, config.seed
             )
             result = outcome.finished(result, manifest=manifest, measured=measured, meter=meter, sample=sample)
             outcome.draw(run_dir, result)
@@ -242,7 +243,7 @@ def train_rank(run_dir: Path) -> None:
     finally:
         progress.close()
         if ranks.is_first:
-            write_json(run_dir / launch.RESULT, result)
+            write_json(run_dir / runs.RESULT, result)
             tracker.tell("end", status=status)
             tracker.close(status, artifacts=[run_dir / name for name in (*ARTIFACTS, outcome.CURVE)])
     distributed.leave()  # once the result is there for every machine's launcher to read

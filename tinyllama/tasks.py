@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tinyllama import launch
 from tinyllama.config.load import run_folder
 from tinyllama.config.schema import RunConfig
+from tinyllama.launch import runs
 from tinyllama.plan.plan import Plan, make_plan, render
 from tinyllama.tracking.record import write_json
 
@@ -93,8 +93,8 @@ def generate(config: RunConfig) -> None:
 
     assert config.generate.run is not None  # a rule of the gate
     run_dir = Path(config.generate.run)
-    shape = launch.with_checkpoint(run_dir).config.model
-    print(continue_text(shape, launch.tokenizer(run_dir), run_dir / launch.CHECKPOINTS, config.generate, config.seed))
+    shape = runs.with_checkpoint(run_dir).config.model
+    print(continue_text(shape, runs.tokenizer(run_dir), run_dir / runs.CHECKPOINTS, config.generate, config.seed))
 
 
 def mixture_stages(planned: Plan) -> list[Stage]:

@@ -39,7 +39,7 @@ UNKNOWN = [
 ]
 
 TYPES_AND_VALUES = [
-    ("~train.keep", "train.keep: is missing: set it"),
+    ("~checkpoint.keep", "checkpoint.keep: is missing: set it"),
     ("model.d_model=???", "model.d_model: is missing: set it"),
     ("~budget", "budget: is missing: compose from conf/config.yaml or set it"),
     ("+data.sources.web={format:jsonl}", "data.sources.web.weight: is missing: set it"),
@@ -57,13 +57,19 @@ TYPES_AND_VALUES = [
     ("optimizer.lr=true", "optimizer.lr: true should be a number"),
     ("optimizer.lr=nan", "optimizer.lr: nan should be a finite number"),
     ("optimizer.weight_decay=inf", "optimizer.weight_decay: inf should be a finite number"),
+    ("time_limit=24h", 'time_limit: \'24h\' is not a time: write "HH:MM:SS", "D-HH:MM:SS" or seconds'),
+    ("time_limit=0", 'time_limit: 0 is not a time: write "HH:MM:SS", "D-HH:MM:SS" or seconds'),
+    ("spikes.window=7", "spikes.window: 7 should be greater than or equal to 8"),
     ("optimizer.betas=0.9", "optimizer.betas: 0.9 should be a list, as in [a, b]"),
     ("optimizer.betas=[0.9]", "optimizer.betas: [0.9] holds too few values: it needs 2"),
     ("optimizer.betas=[0.9,0.95,0.99]", "optimizer.betas: [0.9, 0.95, 0.99] holds too many values: it takes 2"),
     ("optimizer.betas=[0.9,1.0]", "optimizer.betas: 1.0 should be less than 1"),
     ("data.sources.code.weight=0", "data.sources.code.weight: 0 should be greater than 0"),
     ("data.sources.code.held_out=1", "data.sources.code.held_out: 1 should be less than or equal to 0.5"),
-    ("task=tran", "task: 'tran' should be train, plan, prepare, inspect, download or generate; did you mean train?"),
+    (
+        "task=tran",
+        "task: 'tran' should be train, plan, prepare, inspect, download, generate or sync; did you mean train?",
+    ),
     ("kernels.backend=tritn", "kernels.backend: 'tritn' should be auto, torch or triton; did you mean triton?"),
     ("parallelism.device=gpu", "parallelism.device: 'gpu' should be cpu or cuda"),
     ("parallelism.zero_stage=0", "parallelism.zero_stage: 0 should be 1, 2 or 3"),
@@ -196,6 +202,18 @@ BETWEEN = [
         "data.tokenizer.model: is null, and the tokenizer must hash to "
         "9e556afd44213b6bd1be2b850ebbbd98f5481437a8021afaf58ee7fb1818d347: say where that file is, or set "
         "data.tokenizer.sha256=null to train one",
+    ),
+    (
+        "resume=force",
+        "run_dir: is null, and resume=force goes on with a run that has changed: say which, run_dir=runs/NAME",
+    ),
+    (
+        "checkpoint.keep_every=150",
+        "checkpoint.keep_every: 150 is not a multiple of checkpoint.every=100: few of those steps would be saved",
+    ),
+    (
+        "spikes.skip=[[8,16],[16,24]]",
+        "spikes.skip: [16, 24]: write [first, end], first < end, in order, touching ones joined",
     ),
     (
         "resume=never parallelism.nodes=2 parallelism.rendezvous=node1:29400",

@@ -14,8 +14,8 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from tinyllama.config import data, schema
-from tinyllama.config.kinds import parse_count
+from tinyllama.config import data, resilience, schema
+from tinyllama.config.kinds import parse_count, parse_duration
 from tinyllama.config.load import as_dict, digest, load, near_miss, nearest_key, run_folder, validate
 from tinyllama.config.schema import RunConfig
 
@@ -64,6 +64,9 @@ DETERMINES: list[dict[str, Any]] = [
     {"train.batch_tokens": 16_384},
     {"train.precision": "bf16"},
     {"train.mask_documents": True},
+    {"spikes.threshold": None},
+    {"spikes.window": 50},
+    {"spikes.skip": [[8, 16]]},
 ]
 
 DOES_NOT: list[dict[str, Any]] = [
@@ -73,6 +76,7 @@ DOES_NOT: list[dict[str, Any]] = [
     {"run_dir": "/runs/this"},
     {"data_dir": "/data"},
     {"resume": "never"},
+    {"time_limit": 60},
     {"model.name": "other"},
     {"data.name": "other"},
     {f"{SLIM}.raw": "/raw"},
@@ -90,6 +94,8 @@ DOES_NOT: list[dict[str, Any]] = [
     {"parallelism.micro_batch": 1},
     {"parallelism.recompute": True},
     {"parallelism.threads": 1},
+    {"parallelism.max_restarts": 9},
+    {"parallelism.hang_after": 60},
     {"kernels.backend": "torch"},
     {"kernels.attention": "triton"},
     {"hardware.name": "other"},
@@ -102,8 +108,11 @@ DOES_NOT: list[dict[str, Any]] = [
     {"train.log_every": 1},
     {"train.eval_every": 1},
     {"train.eval_tokens": 1024},
-    {"train.checkpoint_every": 1},
-    {"train.keep": 1},
+    {"checkpoint.every": 1},
+    {"checkpoint.minutes": 1.0},
+    {"checkpoint.keep": 1},
+    {"checkpoint.keep_every": 100},
+    {"spikes.max_skips": 0},
     {"prepare.workers": 1},
     {"prepare.parts": 2},
     {"prepare.part": 0},
@@ -116,6 +125,7 @@ DOES_NOT: list[dict[str, Any]] = [
     {"generate.max_tokens": 1},
     {"generate.temperature": 0.0},
     {"generate.top_k": 1},
+    {"sync.run": "runs/other"},
 ]
 
 
@@ -265,12 +275,32 @@ def test_a_count_is_the_same_from_a_file_and_from_the_command_line(
     assert load(in_file).budget.tokens == load(composed(f"budget.tokens={text}")).budget.tokens == parse_count(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("23:30:00", 84_600), ("0:00:05", 5), ("1-12:00:00", 129_600), ("100:00:00", 360_000), (90, 90)],
+)
+def test_times_are_seconds(text: Any, seconds: int) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "5", "1:30", "00:00:00", "1:60:00", "-1:00:00", 0, -5, 1.5, True, None])
+def test_what_is_no_time_is_refused(text: Any) -> None:
+    with pytest.raises(ValueError, match="is not a time"):
+        parse_duration(text)
+
+
+def test_a_time_is_the_same_from_a_file_and_from_the_command_line(composed: Callable[..., DictConfig]) -> None:
+    in_file = composed()
+    in_file.time_limit = OmegaConf.create("time_limit: 23:30:00").time_limit  # which YAML 1.1 reads as seconds
+    assert load(in_file).time_limit == load(composed("time_limit=23:30:00")).time_limit == 84_600
+
+
 def test_nothing_can_be_set_afterwards(config: Callable[..., RunConfig]) -> None:
     run = config("data=slimpajama_starcoder")
     source = run.data.sources["slimpajama"]
     assert source.filter is not None
     sections = [value for value in vars(run).values() if dataclasses.is_dataclass(value)]
-    assert len(sections) == 13
+    assert len(sections) == 16
     for section in [run, run.data.tokenizer, source, source.filter, *sections]:
         for field in dataclasses.fields(section):
             with pytest.raises(dataclasses.FrozenInstanceError):
@@ -319,11 +349,11 @@ def test_what_hydra_refuses_names_the_nearest_key(composed: Callable[..., DictCo
 def test_every_field_says_what_it_is() -> None:
     sections = {
         node.name: node
-        for module in (schema, data)
+        for module in (schema, resilience, data)
         for node in ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body
         if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "Section" for base in node.bases)
     }
-    assert len(sections) == 18
+    assert len(sections) == 21
     silent = []
     for name, section in sections.items():
         assert ast.get_docstring(section), name

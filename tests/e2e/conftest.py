@@ -34,7 +34,7 @@ TINY = [
     "parallelism.threads=1",
     "train.eval_every=100",
     "train.eval_tokens=4K",
-    "train.checkpoint_every=40",
+    "checkpoint.every=40",
     "generate.max_tokens=20",
     "hardware.peak_tflops=0.1",
 ]

@@ -74,7 +74,7 @@ def test_raw_files_become_a_staged_run(here: Here, raw: list[str]) -> None:
 
 def test_killed_in_the_middle_of_a_ramp_it_ends_the_same(here: Here, raw: list[str]) -> None:
     # steps 16 to 19 are the ramp's
-    every = [*raw, "train.checkpoint_every=18"]
+    every = [*raw, "checkpoint.every=18"]
     here.kill_after_checkpoint("runs/ramp", 18, base=every)
     here.run("run_dir=runs/ramp", base=every)
     assert here.result("runs/ramp")["resumed_at"] == 18

@@ -43,11 +43,27 @@ def parse_count(value: Any) -> int:
     return exact.numerator
 
 
+def parse_duration(value: Any) -> int:
+    """Seconds from `23:30:00`, `1-12:00:00` (a day and a half, as SLURM writes it) or a whole number of seconds.
+
+    YAML 1.1 reads an unquoted 23:30:00 as that many seconds already. Raises ValueError for anything else.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    found = re.fullmatch(r"(?:(\d+)-)?(\d{1,3}):([0-5]\d):([0-5]\d)", value) if isinstance(value, str) else None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0, 0)
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    if not total:
+        raise ValueError(f'{value!r} is not a time: write "HH:MM:SS", "D-HH:MM:SS" or seconds')
+    return total
+
+
 def _several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+Seconds = Annotated[int, BeforeValidator(parse_duration)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -211,14 +211,16 @@ def essence(config: RunConfig) -> dict[str, Any]:
     """All that determines a run's trajectory, as plain data.
 
     That is seed, initial weights, model, data (but for where the raw files lie and what is only declared about them),
-    stages, budget, batch, precision, document mask, optimizer and schedule. How the work is spread over GPUs, the
-    kernels, what is logged and the names of things are left out: they may differ when a run is resumed.
+    stages, budget, batch, precision, document mask, optimizer, schedule and what counts as a spike. How the work is
+    spread over GPUs, the kernels, what is logged, when it is saved and the names of things are left out: they may
+    differ when a run is resumed.
     """
     whole = as_dict(config)
     kept = {
         key: whole[key] for key in ("seed", "init_from", "stages", "model", "data", "budget", "optimizer", "schedule")
     }
     kept["train"] = {key: whole["train"][key] for key in ("batch_tokens", "precision", "mask_documents")}
+    kept["spikes"] = {key: whole["spikes"][key] for key in ("threshold", "window", "skip")}
     for section in ("model", "data", "budget"):
         del kept[section]["name"]
     for source in kept["data"]["sources"].values():

@@ -6,14 +6,23 @@ import importlib.util
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from tinyllama.config.data import Data, Prepare
-from tinyllama.config.schema import Budget, Generate, Kernels, Model, Parallelism, Schedule, Stage, Tracking, Train
-
-Broken = Iterator[tuple[str, str]]
-Stages = tuple[Stage, ...]
+from tinyllama.config.data import Data
+from tinyllama.config.data_rules import DATA_RULES, Broken
+from tinyllama.config.resilience import Checkpoint, Spikes
+from tinyllama.config.schema import (
+    Budget,
+    Generate,
+    Kernels,
+    Model,
+    Parallelism,
+    Schedule,
+    Stage,
+    Tracking,
+    Train,
+)
 
 
 def broken_rules(sections: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -67,7 +76,7 @@ def one_budget(budget: Budget) -> Broken:
         yield "budget", f"nothing says how long to train: set one of {', '.join(ways)}"
 
 
-def batch_divides(train: Train, model: Model, parallelism: Parallelism, stages: Stages) -> Broken:
+def batch_divides(train: Train, model: Model, parallelism: Parallelism, stages: tuple[Stage, ...]) -> Broken:
     """An optimizer step is a whole number of micro-batches on every rank."""
     once = model.context * parallelism.micro_batch * parallelism.world_size
     batches = {"train.batch_tokens": train.batch_tokens}
@@ -80,37 +89,6 @@ def batch_divides(train: Train, model: Model, parallelism: Parallelism, stages: 
                 f"{tokens} is not a multiple of {once} = model.context {model.context} x "
                 f"parallelism.micro_batch {parallelism.micro_batch} x {parallelism.world_size} ranks: use {near}, "
                 "or change the micro-batch",
-            )
-
-
-def stages_follow(stages: Stages, data: Data) -> Broken:
-    """Stages follow each other to the end of the budget, each with weights for sources that there are."""
-    for index, stage in enumerate(stages):
-        key, is_last = f"stages.{index}", index == len(stages) - 1
-        if is_last and stage.tokens is not None:
-            yield f"{key}.tokens", f"{stage.tokens}: the last stage lasts until the budget ends, leave it out"
-        if not is_last and stage.tokens is None:
-            yield f"{key}.tokens", "is null: say how long it is, only the last stage lasts until the budget ends"
-        if stage.ramp and not index:
-            yield f"{key}.ramp", f"{stage.ramp}: there is no stage before the first to come from, leave it out"
-        if stage.ramp and stage.tokens and stage.ramp > stage.tokens:
-            yield f"{key}.ramp", f"{stage.ramp} is longer than its stage of {stage.tokens} tokens: shorten it"
-        if stage.weights is None:
-            continue
-        for name in stage.weights.keys() - data.sources.keys():
-            yield f"{key}.weights.{name}", f"no such source; there is: {', '.join(data.sources)}"
-        if not any(stage.weights.values()):
-            yield f"{key}.weights", "are all zero: give at least one source a share"
-
-
-def weights_are_of_one_kind(data: Data) -> Broken:
-    """Natural weights are sizes in tokens, which mean nothing beside relative numbers."""
-    natural = [name for name, source in data.sources.items() if source.weight == "natural"]
-    for name, source in data.sources.items():
-        if natural and source.weight != "natural":
-            yield (
-                f"data.sources.{name}.weight",
-                f"{source.weight:g} beside the natural weight of {natural[0]}: make all of them natural, or none",
             )
 
 
@@ -138,44 +116,6 @@ def nodes_meet(task: str, parallelism: Parallelism) -> Broken:
     port = int((parallelism.rendezvous or ":1").rpartition(":")[2])
     if not 1 <= port <= 65535:
         yield "parallelism.rendezvous", f"port {port} does not exist: take one of 1 to 65535, such as 29400"
-
-
-def sources_have_raw_files(task: str, data: Data) -> Broken:
-    """Preparing and downloading need to know where the raw files are."""
-    for name, source in data.sources.items():
-        key = f"data.sources.{name}"
-        if source.is_embedded:
-            for field in ("raw", "hub"):
-                if (value := getattr(source, field)) is not None:
-                    yield f"{key}.{field}", f"{value!r}: format {source.format} reads no files, leave it out"
-        elif source.raw is None and (task == "prepare" or (task == "download" and source.hub)):
-            yield f"{key}.raw", "is null: say where its raw files are"
-    if task == "download" and not any(source.hub for source in data.sources.values()):
-        yield "data", f"{data.name} has no source on a hub: set data.sources.NAME.hub, as in hub=OWNER/DATASET"
-
-
-def filters_say_how(data: Data) -> Broken:
-    """A filter keeps what it names or leaves it out."""
-    for name, source in data.sources.items():
-        rule = source.filter
-        if rule is not None and (rule.keep is None) == (rule.not_in is None):
-            yield f"data.sources.{name}.filter", "takes exactly one of in and not_in: say what to keep or to leave out"
-
-
-def part_is_one_of_them(prepare: Prepare) -> Broken:
-    """Parts are counted from 0."""
-    if prepare.part is not None and prepare.part >= prepare.parts:
-        yield "prepare.part", f"{prepare.part} is none of 0 to {prepare.parts - 1}: raise prepare.parts or choose one"
-
-
-def hash_has_a_file(task: str, data: Data) -> Broken:
-    """A tokenizer that is known by its hash is somebody's file: training another in its place would be another run."""
-    if task in ("train", "prepare") and data.tokenizer.sha256 and data.tokenizer.model is None:
-        yield (
-            "data.tokenizer.model",
-            f"is null, and the tokenizer must hash to {data.tokenizer.sha256}: say where that file is, or set "
-            "data.tokenizer.sha256=null to train one",
-        )
 
 
 def generate_has_a_run(task: str, generate: Generate) -> Broken:
@@ -228,6 +168,37 @@ def nodes_start_over_together(resume: str, parallelism: Parallelism) -> Broken:
         yield "resume", f"never is for one machine, and parallelism.nodes={parallelism.nodes}: choose another run_dir"
 
 
+def force_says_which_run(resume: str, run_dir: str | None) -> Broken:
+    """A changed run has a folder of another name: force is for going on in one that is named."""
+    if resume == "force" and run_dir is None:
+        yield (
+            "run_dir",
+            "is null, and resume=force goes on with a run that has changed: say which, run_dir=runs/NAME",
+        )
+
+
+def kept_checkpoints_are_made(checkpoint: Checkpoint) -> Broken:
+    """Only a step that is saved can be kept."""
+    if checkpoint.keep_every and checkpoint.keep_every % checkpoint.every:
+        yield (
+            "checkpoint.keep_every",
+            f"{checkpoint.keep_every} is not a multiple of checkpoint.every={checkpoint.every}: "
+            "few of those steps would be saved",
+        )
+
+
+def skips_are_ranges(spikes: Spikes) -> Broken:
+    """Samples to leave out are ranges in order that do not touch: one way to write each set."""
+    before = -1
+    for first, end in spikes.skip:
+        if not before < first < end:
+            yield (
+                "spikes.skip",
+                f"[{first}, {end}]: write [first, end], first < end, in order, touching ones joined",
+            )
+        before = end
+
+
 def experiment_has_a_name(tracking: Any) -> Broken:
     """MLflow keeps the artifacts of its own default experiment in the working folder."""
     if tracking.experiment == "Default":
@@ -249,18 +220,16 @@ RULES: tuple[Callable[..., Broken], ...] = (
     vocabulary_fits,
     one_budget,
     batch_divides,
-    stages_follow,
-    weights_are_of_one_kind,
     decay_belongs_to_wsd,
     nodes_meet,
-    sources_have_raw_files,
-    filters_say_how,
-    part_is_one_of_them,
-    hash_has_a_file,
     generate_has_a_run,
     kernels_can_run,
     evaluation_holds_a_sequence,
     nodes_start_over_together,
+    force_says_which_run,
+    kept_checkpoints_are_made,
+    skips_are_ranges,
     experiment_has_a_name,
     secrets_stay_out,
+    *DATA_RULES,
 )

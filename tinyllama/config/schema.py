@@ -20,9 +20,11 @@ from tinyllama.config.kinds import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Seconds,
     Section,
     Share,
 )
+from tinyllama.config.resilience import Checkpoint, Spikes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,10 @@ class Parallelism(Section):
     """Recompute each block's activations in the backward pass instead of keeping them."""
     threads: PositiveInt | None
     """CPU threads a rank; null shares the machine's cores evenly."""
+    max_restarts: NonNegativeInt
+    """Times the launcher starts the ranks again, from the newest checkpoint, after one of them has died."""
+    hang_after: Seconds
+    """Time without a sign of life from a rank after which all stacks are written down and the ranks are ended."""
 
     @property
     def world_size(self) -> int:
@@ -201,10 +207,14 @@ class Train(Section):
     """Steps between two evaluations."""
     eval_tokens: Count
     """Held-out tokens per source in an evaluation during training; the last one takes them all."""
-    checkpoint_every: PositiveInt
-    """Steps between two checkpoints."""
-    keep: PositiveInt
-    """Checkpoints to keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sync(Section):
+    """What task=sync brings to MLflow."""
+
+    run: str | None
+    """Folder of the run; null takes every run in runs_dir."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +239,7 @@ class RunConfig(Section):
 
     name: Name
     """Names the run folder, with the digest."""
-    task: Literal["train", "plan", "prepare", "inspect", "download", "generate"]
+    task: Literal["train", "plan", "prepare", "inspect", "download", "generate", "sync"]
     """What to do."""
     seed: NonNegativeInt
     """Of the initialisation and of the data order."""
@@ -239,8 +249,11 @@ class RunConfig(Section):
     """This run's folder; null names it by the digest under runs_dir."""
     data_dir: str
     """Where prepared data sets are."""
-    resume: Literal["auto", "never"]
-    """auto goes on from the run folder's newest checkpoint; never sets an earlier run aside and starts over."""
+    resume: Literal["auto", "never", "force"]
+    """auto goes on from the run folder's newest checkpoint; never sets an earlier run aside and starts over; force goes
+    on although the run in run_dir was another, with a changed rate or budget for one."""
+    time_limit: Seconds | None
+    """Time after which the run saves, stops and says so by its exit status, as for a signal; null has none."""
     init_from: str | None
     """Folder of a run whose weights to start from; null starts from random ones."""
     stages: tuple[Stage, ...]
@@ -255,6 +268,9 @@ class RunConfig(Section):
     hardware: Hardware
     tracking: Tracking
     train: Train
+    checkpoint: Checkpoint
+    spikes: Spikes
     prepare: Prepare
     inspect: Inspect
     generate: Generate
+    sync: Sync

@@ -66,7 +66,7 @@ def train(
         if done % cadence.eval_every == 0 or done == plan.steps:
             measured = evaluator.measure(max_tokens=cadence.eval_tokens)
             _tell("eval", measured, tracker, progress, step=done, tokens=tokens)
-        if done % cadence.checkpoint_every == 0 or done == plan.steps:
+        if done % config.checkpoint.every == 0 or done == plan.steps:
             save(done)
             tracker.tell("checkpoint", step=done)
     measured = evaluator.measure()
