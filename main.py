@@ -27,9 +27,9 @@ from tinyllama.tracking.record import write_json
 from tinyllama.tracking.store import tracking_uri, ui_command
 
 if TYPE_CHECKING:
+    from tinyllama.launch.lifeline import Lifeline
     from tinyllama.tracking.mlflow import Status
 
-ARTIFACTS = ("config.yaml", "plan.json", runs.RESULT)
 # what is printed may hold anything, brackets and colons too: no markup
 console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 points: list[DictConfig] = []
@@ -42,7 +42,10 @@ def compose(point: DictConfig) -> None:
 
 
 def main() -> int:
-    """Compose, check every point, then run them one after the other. Returns the exit status: 1 failed, 2 refused."""
+    """Compose, check every point, then run them one after the other. Returns the exit status.
+
+    0 finished, 1 failed, 2 refused, 74 the disk is full, 75 stopped and to be started again, 130 interrupted.
+    """
     resolvers.register()
     # Hydra then raises what it would print, and all refusals look alike
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -65,9 +68,13 @@ def main() -> int:
             status = refuse(str(error))
         except (launcher.RankError, OSError) as error:
             console.print("failed", error, style="red")
-            status = 1
+            full = error.disk_full if isinstance(error, launcher.RankError) else error.errno in runs.DISK_FULL
+            status = os.EX_IOERR if full else 1
+        except launcher.Stopped as stopped:
+            console.print(f"{stopped}: the same command goes on where this one stopped")
+            return 130 if stopped.by_user else os.EX_TEMPFAIL
         except KeyboardInterrupt:
-            console.print("interrupted: the same command goes on where this one stopped")
+            console.print("interrupted: the same command goes on from the newest checkpoint")
             return 130
     return status
 
@@ -101,7 +108,8 @@ def train(config: RunConfig) -> None:
     planned = make_plan(config, measured_tokens=tasks.sizes(manifest))
     runs.check_init(config, identity)
     run_dir = run_folder(config)
-    with runs.alone(run_dir, config.parallelism):
+    # the launchers of one run on several machines work in one folder together; there its first rank keeps others out
+    with runs.alone(run_dir, held=config.parallelism.nodes == 1):
         if config.resume == "never" and (aside := runs.set_aside(run_dir)):
             console.print(f"the earlier run is now {aside}")
         runs.freeze(run_dir, config, identity)
@@ -112,7 +120,9 @@ def train(config: RunConfig) -> None:
             write_json(run_dir / "plan.json", planned.as_dict())
             sizes = f"{planned.parameters.total:,} parameters, {planned.tokens:,} tokens in {planned.steps:,} steps"
             console.print(f"{run_dir}: {sizes}")
-            launcher.start_ranks(train_rank, run_dir, config.parallelism)
+            runs.check_room(run_dir, parameters=planned.parameters.total)
+            limit = config.time_limit
+            launcher.start_ranks(train_rank, run_dir, config.parallelism, time_limit=limit, report=console.print)
     result = runs.finished(run_dir)
     assert result is not None  # a rank that fails raises
 
@@ -125,31 +135,41 @@ def train(config: RunConfig) -> None:
         console.print(f"compare runs: {ui_command(tracking_uri(config.tracking, runs_dir=Path(config.runs_dir)))}")
 
 
-def train_rank(run_dir: Path) -> None:
-    """What each rank of a run does: build the parts, run the loop, and on the first rank write down what came out."""
+def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
+    """What each rank of a run does: build the parts, run the loop, and on the first rank write down what came out.
+
+    Returns whether the run is finished; it is not where the ranks were asked to stop.
+    """
     import torch
 
     from tinyllama import kernels
     from tinyllama.data.loader import HeldOut, Loader
     from tinyllama.data.manifest import Manifest
+    from tinyllama.data.skips import Skips
     from tinyllama.data.tokenizer import Tokenizer
     from tinyllama.data.verify import Verification
-    from tinyllama.engine import checkpoint, distributed
+    from tinyllama.engine import distributed
+    from tinyllama.engine.saving import Saver
     from tinyllama.engine.start import starting_state
     from tinyllama.engine.zero import Engine
     from tinyllama.evaluate.loss import Evaluator
     from tinyllama.evaluate.sample import continue_text
     from tinyllama.model.llama import Llama
+    from tinyllama.tracking.sync import ARTIFACTS
     from tinyllama.tracking.tracker import Tracker
     from tinyllama.train import loop, outcome
     from tinyllama.train.meter import Meter, measured_matmul_flops
     from tinyllama.train.progress import TrainProgress
+    from tinyllama.train.recovery import Recovery, decisions
+    from tinyllama.train.spikes import Judge
 
     frozen = runs.thaw(run_dir)
     config, data = frozen.config, Path(frozen.data.folder)
     layout = config.parallelism
     ranks = distributed.Ranks.from_environment()
     device = distributed.use_device(layout.device, ranks, threads=layout.threads, ranks_here=layout.gpus)
+    # the watchdog, which says where a rank hangs, comes before the collectives' own end of patience
+    distributed.meet(device, patience=2 * layout.hang_after)
     console.quiet = not ranks.is_first
     if layout.device == "cpu" and torch.cuda.is_available():
         console.print("note: a GPU is here and not used; parallelism=single trains on it")
@@ -160,14 +180,18 @@ def train_rank(run_dir: Path) -> None:
     ops = kernels.select(config.kernels.backend, attention=config.kernels.attention, device=layout.device)
     end = tokenizer.eos if config.train.mask_documents else None
     model = Llama(config.model, ops=ops, recompute=layout.recompute, document_end=end)
-    state = starting_state(
+    state, resumed = starting_state(
         model,
         checkpoints=run_dir / runs.CHECKPOINTS,
         origin=Path(config.init_from) / runs.CHECKPOINTS if config.init_from else None,
         seed=config.seed,
+        ranks=ranks,
+        device=device,
         report=console.print,
     )
     start = state.step
+    if start > planned.steps:
+        raise ValueError(f"budget: {run_dir} has taken {start:,} steps, more than {planned.steps:,}: raise it")
     engine = Engine(
         model,
         state=state,
@@ -177,15 +201,11 @@ def train_rank(run_dir: Path) -> None:
         accumulation=planned.stage_at(start).accumulation,
         ranks=ranks,
         device=device,
+        beat=lifeline.beat,
     )
     del state  # weights and moments, once for each rank: the engine has its own
-    loader = Loader(
-        manifest,
-        data,
-        stages=tasks.mixture_stages(planned),
-        context=config.model.context,
-        seed=config.seed,
-    )
+    stages = tasks.mixture_stages(planned)
+    loader = Loader(manifest, data, stages=stages, context=config.model.context, seed=config.seed)
     evaluator = Evaluator(
         engine,
         {name: HeldOut(manifest, data, source=name, context=config.model.context) for name in config.data.sources},
@@ -193,29 +213,37 @@ def train_rank(run_dir: Path) -> None:
         micro_batch=layout.micro_batch,
     )
     peak = (config.hardware.peak_tflops or 0) * 1e12 or measured_matmul_flops(device, config.train.precision)
-    meter = Meter(
-        flops_per_token=planned.flops_per_token.causal,
-        peak_flops=peak * ranks.world_size,
-        tokens_left=planned.tokens - planned.tokens_by(start),
-    )
+    meter = Meter(flops_per_token=planned.flops_per_token.causal, peak_flops=peak * ranks.world_size)
     progress = TrainProgress(steps=planned.steps, start=start, shown=ranks.is_first)
+    earlier = decisions(run_dir)
+    distributed.wait_for_all()  # all have read the journal, to which the first now adds
     tracker, verification = Tracker(), Verification(manifest, data)
     if ranks.is_first:
+        if layout.nodes > 1:  # otherwise its launcher holds it
+            runs.hold(run_dir)
         if not manifest.is_small:
             verification.start()
         tracker = Tracker.open(run_dir, config=config, digest=frozen.digest, start=start)
+    saver = Saver(
+        run_dir / runs.CHECKPOINTS,
+        engine=engine,
+        kept=config.checkpoint,
+        ranks_here=layout.gpus,
+        named=lambda step: tracker.tell("checkpoint", step=step),
+    )
+    judge = Judge(config.spikes, recent=resumed.meta["losses"] if resumed else (), earlier=earlier)
+    skips = Skips(config.spikes.skip).adding(left_out for one in earlier for left_out in one.samples)
+    recovery = Recovery(plan=planned, judge=judge, skips=skips, engine=engine, saver=saver, tracker=tracker)
 
     def save(step: int) -> None:
         verification.check()  # nothing learnt from damaged tokens is kept
-        captured = engine.state(step)
-        if captured is not None:
-            meta = {"tokens": planned.tokens_by(step), "digest": frozen.digest}
-            checkpoint.save(run_dir / runs.CHECKPOINTS, captured, meta=meta, keep=config.checkpoint.keep)
-        distributed.wait_for_all()
+        meta = {"tokens": planned.tokens_by(step), "digest": frozen.digest, "losses": judge.state()}
+        saver.save(step, meta=meta)
 
     result = outcome.began(config, digest=frozen.digest, plan=planned, start=start)
     if ranks.is_first:
         write_json(run_dir / runs.RESULT, result)
+    status: Status = "FAILED"
     try:
         measured = loop.train(
             config,
@@ -224,29 +252,35 @@ def train_rank(run_dir: Path) -> None:
             engine=engine,
             loader=loader,
             evaluator=evaluator,
+            recovery=recovery,
+            saver=saver,
             save=save,
+            stop_asked=lifeline.stop_asked,
             tracker=tracker,
             meter=meter,
             progress=progress,
         )
-        if ranks.is_first:
-            sample = continue_text(
-                config.model, runs.tokenizer(run_dir), run_dir / runs.CHECKPOINTS, config.generate, config.seed
-            )
+        lifeline.rest()
+        result["skipped"] = [list(left_out) for left_out in recovery.skips.ranges]
+        status = "KILLED" if measured is None else "FINISHED"
+        if measured is None:
+            result = outcome.stopped(result)
+        elif ranks.is_first:
+            pieces, checkpoints = runs.tokenizer(run_dir), run_dir / runs.CHECKPOINTS
+            sample = continue_text(config.model, pieces, checkpoints, config.generate, config.seed)
             result = outcome.finished(result, manifest=manifest, measured=measured, meter=meter, sample=sample)
             outcome.draw(run_dir, result)
-        status: Status = "FINISHED"
     except BaseException as error:
         result = outcome.failed(result, error)
-        status = "FAILED" if isinstance(error, Exception) else "KILLED"
         raise
     finally:
         progress.close()
         if ranks.is_first:
             write_json(run_dir / runs.RESULT, result)
             tracker.tell("end", status=status)
-            tracker.close(status, artifacts=[run_dir / name for name in (*ARTIFACTS, outcome.CURVE)])
+            tracker.close(status, artifacts=[run_dir / name for name in ARTIFACTS])
     distributed.leave()  # once the result is there for every machine's launcher to read
+    return measured is not None
 
 
 TASKS: dict[str, Callable[[RunConfig], None]] = {
@@ -256,6 +290,7 @@ TASKS: dict[str, Callable[[RunConfig], None]] = {
     "prepare": partial(tasks.prepare, console=console),
     "inspect": partial(tasks.inspect, console=console),
     "generate": tasks.generate,
+    "sync": partial(tasks.sync, console=console),
 }
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def loading(bench: Bench, manifest: Manifest, folder: Path, *, rounds: int) -> N
         first, at[0] = at[0], at[0] + n_samples
         began = time.perf_counter()
         for k in range(first, first + n_samples, micro_batch):
-            loader.batch(range(k, k + micro_batch), rank=0, world=1, micro_batch=micro_batch)
+            loader.batch([range(k, k + micro_batch)], rank=0, world=1, micro_batch=micro_batch)
         return time.perf_counter() - began
 
     def theirs(peer: str, names: Sequence[str], micro_batch: int) -> float:
@@ -226,7 +226,7 @@ def loading(bench: Bench, manifest: Manifest, folder: Path, *, rounds: int) -> N
             if hasattr(kept, "cache_clear"):
                 kept.cache_clear()
         samples = range(step * SEQUENCES, (step + 1) * SEQUENCES)
-        return timed(lambda: bench.loader(manifest, folder).batch(samples, rank=0, world=16, micro_batch=8))
+        return timed(lambda: bench.loader(manifest, folder).batch([samples], rank=0, world=16, micro_batch=8))
 
     runs = {f"first batch at step {step:,}": partial(first_batch, step) for step in (0, LAST)}
     for name, found in race(runs, rounds=rounds, failed=bench.failed).items():

@@ -199,7 +199,7 @@ def wrong_samples(loader: Loader, found: Mapping[str, np.ndarray]) -> str:
     """The first sample that is not the window it should be, if any."""
     for step in (0, 1, LAST):
         samples = range(step * SEQUENCES, step * SEQUENCES + 64)
-        batch = loader.batch(samples, rank=0, world=1, micro_batch=64)[0]
+        batch = loader.batch([samples], rank=0, world=1, micro_batch=64)[0]
         for k, row, source, _, window in zip(samples, batch, *loader.mixture.locate(samples), strict=True):
             tokens = found[loader.mixture.names[source]]
             start = min(int(window) * CONTEXT, len(tokens) - CONTEXT - 1)

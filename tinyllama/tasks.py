@@ -1,4 +1,4 @@
-"""The tasks beside training: plan, download, prepare, inspect, generate. Each is a function of a run's configuration.
+"""The tasks beside training, from plan to sync. Each is a function of a run's configuration.
 
 What a task needs is imported in it, so that a plan waits neither for torch nor for the readers of raw files.
 """
@@ -95,6 +95,14 @@ def generate(config: RunConfig) -> None:
     run_dir = Path(config.generate.run)
     shape = runs.with_checkpoint(run_dir).config.model
     print(continue_text(shape, runs.tokenizer(run_dir), run_dir / runs.CHECKPOINTS, config.generate, config.seed))
+
+
+def sync(config: RunConfig, *, console: Console) -> None:
+    """task=sync: bring to MLflow what it lacks of one run, or of all in runs_dir."""
+    from tinyllama.tracking import sync as journals
+
+    found = [Path(config.sync.run)] if config.sync.run else journals.find_runs(Path(config.runs_dir))
+    journals.sync(found, uri=config.tracking.uri, report=console.print)
 
 
 def mixture_stages(planned: Plan) -> list[Stage]:

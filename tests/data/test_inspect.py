@@ -85,7 +85,7 @@ def test_the_realised_mixture_is_a_count_of_the_samples(several: Set, loader: Lo
     }
     counts = Counter[str]()
     for k in range(421):
-        sample = loader.batch(range(k, k + 1), rank=0, world=1, micro_batch=1)
+        sample = loader.batch([range(k, k + 1)], rank=0, world=1, micro_batch=1)
         counts[source_of[sample.tobytes()]] += 1
         if k + 1 in (1, 100, 421):
             table = realised(loader.mixture, sequences=k + 1, context=CONTEXT)
@@ -110,7 +110,7 @@ def test_a_step_lists_the_documents_of_its_batch(several: Set, loader: Loader, s
         for source in several.data.sources
         for key, text in several.texts(source).items()
     }
-    batch = loader.batch(step, rank=0, world=1, micro_batch=len(step))[0]
+    batch = loader.batch([step], rank=0, world=1, micro_batch=len(step))[0]
     located = loader.mixture.locate(step)
     found: list[list[int]] = []
     for line in of_step(loader, several.documents, samples=step, context=CONTEXT):

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 WEIGHTS = {"web": 0.7, "code": 0.3}
 STAGES = [Stage(None, WEIGHTS)]
 CONTEXT, SEQUENCES = 32, 64
+PIECES = [range(3, 4), range(9, 30), range(70, 72), range(5000, 5040)]
+"""A step's samples where some before, between and after them are left out."""
 
 
-def of(step: int) -> range:
-    """The samples of a step."""
-    return range(step * SEQUENCES, (step + 1) * SEQUENCES)
+def of(step: int) -> list[range]:
+    """The samples of a step of a run that leaves nothing out."""
+    return [range(step * SEQUENCES, (step + 1) * SEQUENCES)]
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +42,9 @@ def tokens(prepared: Prepared, name: str, split: str = "train") -> np.ndarray:
     ("world", "micro_batch"), [(1, 64), (1, 1), (1, 4), (2, 8), (2, 2), (4, 4), (8, 1), (16, 4), (32, 2), (64, 1)]
 )
 def test_a_step_is_the_same_samples_on_any_ranks(loader: Loader, world: int, micro_batch: int) -> None:
-    for step in (0, 1, 77, 1_430_511):
-        whole = loader.batch(of(step), rank=0, world=1, micro_batch=SEQUENCES).reshape(SEQUENCES, CONTEXT + 1)
-        parts = [loader.batch(of(step), rank=rank, world=world, micro_batch=micro_batch) for rank in range(world)]
+    for samples in (*map(of, (0, 1, 77, 1_430_511)), PIECES):
+        whole = loader.batch(samples, rank=0, world=1, micro_batch=SEQUENCES).reshape(SEQUENCES, CONTEXT + 1)
+        parts = [loader.batch(samples, rank=rank, world=world, micro_batch=micro_batch) for rank in range(world)]
         assert parts[0].shape == (SEQUENCES // (world * micro_batch), micro_batch, CONTEXT + 1)
         joined = np.stack(parts, axis=1).reshape(SEQUENCES, CONTEXT + 1)
         assert (joined == whole).all()
@@ -53,9 +55,19 @@ def test_a_batch_is_the_windows_that_samples_tells(prepared: Prepared, loader: L
     texts = [tokens(prepared, name) for name in WEIGHTS]
     for step in range(40):
         batch = loader.batch(of(step), rank=0, world=1, micro_batch=SEQUENCES)[0]
-        for row, source, _, window in zip(batch, *loader.mixture.locate(of(step)), strict=True):
+        for row, source, _, window in zip(batch, *loader.mixture.locate(of(step)[0]), strict=True):
             start = min(window * CONTEXT, len(texts[source]) - CONTEXT - 1)
             assert (row == texts[source][start : start + CONTEXT + 1]).all()
+
+
+def test_pieces_are_their_samples_one_after_the_other(loader: Loader) -> None:
+    for cut in ([SEQUENCES], [1, 62, 1], [8] * 8, [3, 5, 1, 40, 15], [1] * SEQUENCES):
+        firsts = [1000 * i + 7 for i in range(len(cut))]
+        pieces = [range(first, first + length) for first, length in zip(firsts, cut, strict=True)]
+        alone = [loader.batch([range(k, k + 1)], rank=0, world=1, micro_batch=1)[0] for piece in pieces for k in piece]
+        for micro_batch in (1, 4, 64):
+            batch = loader.batch(pieces, rank=0, world=1, micro_batch=micro_batch)
+            assert (batch.reshape(SEQUENCES, CONTEXT + 1) == np.concatenate(alone)).all()
 
 
 def test_every_token_but_the_first_is_predicted_each_epoch(prepared: Prepared, loader: Loader) -> None:
@@ -64,7 +76,7 @@ def test_every_token_but_the_first_is_predicted_each_epoch(prepared: Prepared, l
         predicted = np.zeros((3, length), dtype=int)
         windows = window_count(length, context=CONTEXT)
         for step in range(100):
-            for source, epoch, window in zip(*loader.mixture.locate(of(step)), strict=True):
+            for source, epoch, window in zip(*loader.mixture.locate(of(step)[0]), strict=True):
                 if source == index and epoch < 3:
                     start = min(window * CONTEXT, length - CONTEXT - 1)
                     predicted[epoch, start + 1 : start + CONTEXT + 1] += 1
@@ -90,7 +102,7 @@ def test_stages_reach_the_batches(prepared: Prepared) -> None:
     staged = Loader(prepared.manifest, prepared.folder, stages=stages, context=CONTEXT, seed=5)
     known = {name: {row.tobytes() for row in windows_of(prepared, name)} for name in WEIGHTS}
     for name, samples in (("web", range(4032, 4096)), ("code", range(4096, 4160))):
-        batch = staged.batch(samples, rank=0, world=1, micro_batch=64)[0]
+        batch = staged.batch([samples], rank=0, world=1, micro_batch=64)[0]
         assert {row.tobytes() for row in batch} <= known[name]
 
 

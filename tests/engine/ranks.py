@@ -8,17 +8,20 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tests.model.tiny import SHAPE
 from tinyllama import kernels
 from tinyllama.config.schema import Optimizer, Parallelism
-from tinyllama.engine.distributed import Ranks, leave, use_device
-from tinyllama.engine.zero import Engine, NonFiniteError, TrainState
+from tinyllama.engine.distributed import Ranks, leave, meet, use_device
+from tinyllama.engine.zero import Engine, TrainState
 from tinyllama.model.init import initial_weights
 from tinyllama.model.llama import Llama
 
@@ -33,6 +36,8 @@ LAYOUT = Parallelism(
     micro_batch=2,
     recompute=False,
     threads=1,
+    max_restarts=0,
+    hang_after=600,
 )
 STEPS, SEQUENCES = 20, 8
 GROWS = 5
@@ -102,6 +107,17 @@ def plain(weights: dict[str, Tensor], *, precision: str) -> tuple[list[float], d
     return losses, {name: parameter.detach() for name, parameter in master.named_parameters()}
 
 
+def captured(one: Engine, step: int) -> TrainState:
+    """The whole state: all ranks' shares put together."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for part, share in one.shares():
+        shares: list[dict[str, Tensor]] = [{} for _ in range(one.ranks.world_size)]
+        dist.all_gather_object(shares, share)
+        assert sum(map(len, shares)) == len({name for share in shares for name in share}), "each has one owner"
+        parts[part] = {name: tensor for share in shares for name, tensor in share.items()}
+    return TrainState(step, **parts)
+
+
 def run(one: Engine, steps: range, *, drop: bool = False) -> list[float]:
     """Losses of these steps; `drop` lets one rank repeat its first micro-batch in place of its second."""
     losses = []
@@ -131,13 +147,12 @@ def against_plain(ranks: Ranks, weights: dict[str, Tensor]) -> dict[str, object]
                 continue
             trained = engine(ranks, TrainState.fresh(weights), stage=stage, precision=precision)
             ours = run(trained, range(STEPS), drop=drop)
-            state = trained.state(STEPS)
-            if state is not None:
-                found[f"{precision} stage {stage}" + (" dropped" if drop else "")] = {
-                    "loss": max(abs(a - b) / b for a, b in zip(ours, losses, strict=True)),
-                    "weights": worst(state.weights, final),
-                    "moved": worst(state.weights, final, start=weights),
-                }
+            state = captured(trained, STEPS)
+            found[f"{precision} stage {stage}" + (" dropped" if drop else "")] = {
+                "loss": max(abs(a - b) / b for a, b in zip(ours, losses, strict=True)),
+                "weights": worst(state.weights, final),
+                "moved": worst(state.weights, final, start=weights),
+            }
     return found
 
 
@@ -154,11 +169,8 @@ def resumed(ranks: Ranks, weights: dict[str, Tensor]) -> dict[str, object]:
             for steps in (range(3), range(3, 6), range(6, 9)):
                 part = engine(ranks, state, stage=stage, precision=precision)
                 parts += run(part, steps)
-                captured = part.state(steps.stop)
-                assert captured is not None
-                state = captured
-            end = whole.state(9)
-            assert end is not None
+                state = captured(part, steps.stop)
+            end = captured(whole, 9)
             finals[precision, stage] = end
             same = [torch.equal(end.weights[n], state.weights[n]) for n in weights]
             same += [torch.equal(end.exp_avg_sq[n], state.exp_avg_sq[n]) for n in weights]
@@ -166,29 +178,56 @@ def resumed(ranks: Ranks, weights: dict[str, Tensor]) -> dict[str, object]:
     for stage, other in ((1, 2), (2, 3), (3, 1)):
         first = engine(ranks, TrainState.fresh(weights), stage=stage)
         run(first, range(5))
-        middle = first.state(5)
-        assert middle is not None
+        middle = captured(first, 5)
         second = engine(ranks, middle, stage=other)
         run(second, range(5, 9))
-        end = second.state(9)
-        assert end is not None
+        end = captured(second, 9)
         found[f"stage {stage} to {other}"] = worst(end.weights, finals["fp32", stage].weights)
     return found
 
 
+def equal(one: TrainState, other: TrainState) -> bool:
+    """Bit for bit."""
+    return all(
+        torch.equal(getattr(one, part)[name], getattr(other, part)[name])
+        for part in ("weights", "exp_avg", "exp_avg_sq")
+        for name in one.weights
+    )
+
+
+@contextmanager
+def poisoned(one: Engine, ranks: Ranks) -> Iterator[None]:
+    """Within, one gradient of the last rank is not a number, while all losses are finite."""
+    last = ranks.rank == ranks.world_size - 1
+    norm = dict(one._engine.module.named_parameters())["norm.weight"]
+    hook = norm.register_hook(lambda grad: torch.full_like(grad, torch.nan)) if last else None
+    yield
+    if hook:
+        hook.remove()
+
+
 def guarded(ranks: Ranks, weights: dict[str, Tensor]) -> dict[str, object]:
-    """A poisoned weight is refused on every rank before a step is taken, and recomputation changes nothing."""
+    """Refused steps leave no trace, a state can be taken back in mid-run, and recomputation changes nothing."""
     found: dict[str, object] = {}
-    poisoned = {name: weight.clone() for name, weight in weights.items()}
-    poisoned["embedding.weight"][:] = float("nan")
-    broken = engine(ranks, TrainState.fresh(poisoned), stage=1)
-    try:
-        run(broken, range(1))
-    except NonFiniteError as error:
-        found["nan"] = str(error)
-    before, after = poisoned, broken.state(0)
-    if after is not None:
-        found["untouched"] = all(torch.equal(before[n], after.weights[n]) for n in weights if n != "embedding.weight")
+    for precision in ("fp32", "bf16"):
+        for stage in (1, 2, 3):
+            key = f"{precision} stage {stage}"
+            one = engine(ranks, TrainState.fresh(weights), stage=stage, precision=precision)
+            losses = run(one, range(2))
+            before = captured(one, 2)
+            sequences = mine(batches(range(2, 3))[0], ranks)
+            refusals = [one.step(sequences, lr=rate(2), ceiling=1e-3, votes=[1.0, ranks.rank])]
+            with poisoned(one, ranks):
+                refusals.append(one.step(sequences, lr=rate(2)))
+            found[f"{key} refused"] = [record.refused for record in refusals]
+            found[f"{key} votes"] = refusals[0].votes
+            found[f"{key} untouched"] = equal(before, captured(one, 2))
+            losses += run(one, range(2, 6))
+            one.seat(before)
+            again = run(one, range(2, 6))
+            found[f"{key} taken back"] = again == losses[2:]
+            fresh = engine(ranks, TrainState.fresh(weights), stage=stage, precision=precision)
+            found[f"{key} as if never"] = run(fresh, range(6)) == losses and equal(captured(fresh, 6), captured(one, 6))
     for stage in (1, 3):
         kept = run(engine(ranks, TrainState.fresh(weights), stage=stage), range(3))
         again = run(engine(ranks, TrainState.fresh(weights), stage=stage, recompute=True), range(3))
@@ -198,7 +237,7 @@ def guarded(ranks: Ranks, weights: dict[str, Tensor]) -> dict[str, object]:
 
 def main() -> None:
     ranks = Ranks.from_environment()
-    use_device("cpu", ranks, threads=1, ranks_here=1)
+    meet(use_device("cpu", ranks, threads=1, ranks_here=1), patience=60)
     weights = initial_weights(Llama(SHAPE, ops=kernels.TORCH), seed=1)
     found = against_plain(ranks, weights) | guarded(ranks, weights)
     if ranks.world_size == 1:

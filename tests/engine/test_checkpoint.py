@@ -1,91 +1,110 @@
-"""Checkpoints are whole or absent, and damage is found."""
+"""A checkpoint on disk: what is read back, and that every kind of damage is found."""
 
 from __future__ import annotations
 
+import json
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.engine.saves import save, share
 from tinyllama.engine import checkpoint
-from tinyllama.engine.zero import TrainState
-
-
-def state(step: int) -> TrainState:
-    """Tensors that say which step they are of, strided ones too."""
-    return TrainState(
-        step,
-        {"a.weight": torch.full((3, 2), float(step)), "b.weight": torch.arange(5.0) + step},
-        {"a.weight": torch.randn(3, 2), "b.weight": torch.randn(5)},
-        {"a.weight": torch.rand(3, 2), "b.weight": torch.rand(5)},
-    )
-
-
-def save(folder: Path, step: int, *, keep: int = 9) -> TrainState:
-    one = state(step)
-    checkpoint.save(folder, one, meta={"tokens": step * 10}, keep=keep)
-    return one
+from tinyllama.engine.checkpoint import Checkpoint, Damaged
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    saved = save(tmp_path, 7)
-    loaded, meta = checkpoint.load(checkpoint.found(tmp_path)[0])
-    assert loaded.step == 7
-    assert meta["tokens"] == 70
-    for part in ("weights", "exp_avg", "exp_avg_sq"):
-        for name, tensor in getattr(saved, part).items():
-            assert torch.equal(getattr(loaded, part)[name], tensor)
-    assert torch.equal(checkpoint.latest_weights(tmp_path)["a.weight"], saved.weights["a.weight"])
+    place = save(tmp_path, 7)
+    one = Checkpoint.at(place)
+    one.verify()
+    assert (one.step, one.meta) == (7, {"tokens": 70})
+    for part in checkpoint.PARTS:
+        tensors = one.tensors(part)
+        assert set(tensors) == {"a.weight", "b.weight"}
+        assert len(tensors) == 2
+        for name, tensor in share(part, 7).items():
+            assert torch.equal(tensors[name], tensor)
+    assert torch.equal(checkpoint.latest_weights(tmp_path)["a.weight"], share("weights", 7)["a.weight"])
 
 
-def test_they_are_ordered_by_number_and_the_last_are_kept(tmp_path: Path) -> None:
-    for step in (999_999_999, 1_000_000_000, 2, 1_000_000_001):
-        save(tmp_path, step)
-    assert [int(path.name[5:]) for path in checkpoint.found(tmp_path)] == [2, 999_999_999, 10**9, 10**9 + 1]
-    save(tmp_path, 10**9 + 2, keep=2)
-    assert [int(path.name[5:]) for path in checkpoint.found(tmp_path)] == [10**9 + 1, 10**9 + 2]
+def test_they_are_ordered_by_number(tmp_path: Path) -> None:
+    for step in (999_999_999, 1_000_000_000, 2):
+        (tmp_path / checkpoint.name_of(step)).mkdir()
+    for other in ("damaged-step-000000003", ".step-000000004.partial", "step-x"):
+        (tmp_path / other).mkdir()
+    assert [int(path.name[5:]) for path in checkpoint.found(tmp_path)] == [2, 999_999_999, 10**9]
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors"])
-def test_a_flipped_bit_is_found_and_the_one_before_is_taken(tmp_path: Path, name: str) -> None:
-    save(tmp_path, 1)
-    save(tmp_path, 2)
-    victim = tmp_path / "step-000000002" / name
-    raw = bytearray(victim.read_bytes())
-    raw[-3] ^= 16
-    victim.write_bytes(raw)
-    told: list[str] = []
-    found = checkpoint.newest(tmp_path, report=told.append)
-    assert found is not None
-    assert found[0].step == 1
-    assert told == [
-        f"warning: {victim} is not what was written: its sha256 differs; going back to the checkpoint before it"
-    ]
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
+    """Of state.json all, of each file of tensors some in its header and some in its numbers."""
+    place = save(tmp_path, 1)
+    files = sorted(place.iterdir())
+    assert [path.name.partition("-")[0] for path in files] == ["exp_avg", "exp_avg_sq", "state.json", "weights"]
+    for path in files:
+        raw = path.read_bytes()
+        step = 1 if path.name == checkpoint.STATE else max(1, len(raw) // 23)
+        for position in range(0, len(raw), step):
+            flipped = bytearray(raw)
+            flipped[position] ^= 1 << position % 8
+            path.write_bytes(flipped)
+            with pytest.raises(Damaged, match=path.name):
+                Checkpoint.at(place).verify()
+        path.write_bytes(raw)
+    Checkpoint.at(place).verify()
 
 
-def test_a_missing_file_and_unreadable_counters_are_found(tmp_path: Path) -> None:
-    save(tmp_path, 1)
-    place = tmp_path / "step-000000001"
-    (place / "exp_avg.safetensors").rename(place / "elsewhere")
-    with pytest.raises(checkpoint.Damaged, match=r"exp_avg\.safetensors is missing"):
-        checkpoint.load(place)
-    (place / "state.json").write_text('{"step": 1')
-    with pytest.raises(checkpoint.Damaged, match=r"state\.json cannot be read"):
-        checkpoint.load(place)
-    assert checkpoint.newest(tmp_path, report=lambda line: None) is None
+def test_what_is_missing_or_cut_is_found(tmp_path: Path) -> None:
+    place = save(tmp_path, 1)
+    victim = place / "exp_avg-00000.safetensors"
+    raw = victim.read_bytes()
+    victim.write_bytes(raw[:-4])
+    with pytest.raises(Damaged, match=r"exp_avg-00000\.safetensors is not what was written: its sha256 differs"):
+        Checkpoint.at(place).verify()
+    victim.unlink()
+    with pytest.raises(Damaged, match=r"exp_avg-00000\.safetensors is missing"):
+        Checkpoint.at(place).verify()
+    Checkpoint.at(place).verify("weights")
+    (place / checkpoint.STATE).write_text('{"state": {"step": 1')
+    with pytest.raises(Damaged, match=r"state\.json cannot be read"):
+        Checkpoint.at(place)
 
 
-def test_nothing_half_written_is_left_or_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(tmp_path, 1)
+def test_shares_of_the_hashing_cover_every_file(tmp_path: Path) -> None:
+    place = save(tmp_path, 1)
+    for victim in Checkpoint.at(place).files():
+        raw = victim.read_bytes()
+        victim.write_bytes(raw[:-1] + b"x")
+        finders = []
+        for rank in range(2):
+            try:
+                Checkpoint.at(place).verify(share=(rank, 2))
+            except Damaged:
+                finders.append(rank)
+        assert len(finders) == 1
+        victim.write_bytes(raw)
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_sync", full)
-    with pytest.raises(OSError, match="No space left"):
-        save(tmp_path, 2)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
+class Bomb:
+    """Unpickled, it leaves a file behind."""
+
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return Path.touch, (Path("PWNED"),)
 
 
-def test_no_checkpoint_is_none(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path / "nowhere", report=lambda line: None) is None
+@pytest.mark.parametrize("name", ["weights-00000.safetensors", "state.json"])
+def test_a_pickle_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Not even one whose hash somebody has put in its place."""
+    monkeypatch.chdir(tmp_path)
+    place = save(tmp_path / "checkpoints", 1)
+    (place / name).write_bytes(pickle.dumps(Bomb()))
+    if name != checkpoint.STATE:
+        whole = json.loads((place / checkpoint.STATE).read_text())["state"]
+        whole["files"][name] = checkpoint.sha256_of(place / name)
+        checkpoint.write_state(place, **whole)
+        Checkpoint.at(place).verify()
+    with pytest.raises(Damaged, match=name):
+        checkpoint.latest_weights(tmp_path / "checkpoints")
+    assert not (tmp_path / "PWNED").exists()
+    pickle.loads(pickle.dumps(Bomb()))
+    assert (tmp_path / "PWNED").exists(), "the bomb is a real one"

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tinyllama.engine.zero import share_out
+
 HERE = Path(__file__).parent
 STAGES = ("stage 1", "stage 2", "stage 3")
 
@@ -77,9 +79,33 @@ def test_a_dropped_micro_batch_would_show(found: dict[str, Any]) -> None:
     assert found["fp32 stage 1 dropped"]["moved"] > 2 * BF16_MOVED
 
 
-def test_a_loss_that_is_not_finite_is_refused_before_the_step(found: dict[str, Any]) -> None:
-    assert found["nan"] == "the loss is nan"
-    assert found["untouched"]
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_refused_step_leaves_no_trace(found: dict[str, Any], stage: str, precision: str) -> None:
+    """A loss above the ceiling, and one rank's gradient that is not a number, the losses all finite."""
+    key = f"{precision} {stage}"
+    assert found[f"{key} refused"] == [True, True]
+    assert found[f"{key} untouched"]
+    assert found[f"{key} as if never"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_state_is_taken_back_in_mid_run(found: dict[str, Any], stage: str, precision: str) -> None:
+    assert found[f"{precision} {stage} taken back"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_votes_are_summed_over_the_ranks(ranks: int) -> None:
+    assert measured(ranks)["fp32 stage 1 votes"] == [ranks, sum(range(ranks))]
+
+
+def test_shares_are_even_and_whole() -> None:
+    sizes = {"a": 70, "b": 40, "c": 30, "d": 9, "e": 1}
+    owners = share_out(sizes, 2)
+    assert owners.keys() == sizes.keys()
+    assert [sum(sizes[name] for name in sizes if owners[name] == rank) for rank in (0, 1)] == [79, 71]
+    assert set(share_out(sizes, 9).values()) == set(range(5))
 
 
 @pytest.mark.parametrize("stage", ["stage 1", "stage 3"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllama.tracking.journal import Journal, finite, read
+from tinyllama.tracking.journal import Journal, finite, read, superseded
 
 
 def steps(path: Path, *, kind: str = "train") -> list[tuple[int, float]]:
@@ -64,6 +64,31 @@ def test_lines_that_a_resume_took_again_are_left_out(tmp_path: Path) -> None:
     assert steps(path, kind="eval") == []
     kinds = [record["kind"] for record in read(path)]
     assert kinds == ["train", "train", "checkpoint", "resume", "train", "resume", "train"]
+
+
+def test_a_rollback_supersedes_as_a_resume_does(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with Journal(path) as journal:
+        journal.write("start", step=0)
+        for step in (1, 2, 3, 4):
+            journal.write("train", step=step, tokens=step, loss=float(step))
+        journal.write("skip", step=4, samples=[32, 40], loss=9.0)
+        journal.write("rollback", step=4, to=1, samples=[8, 40], loss=9.0)
+        journal.write("train", step=2, tokens=2, loss=12.0)
+        journal.write("resume", step=2)
+        journal.write("train", step=3, tokens=3, loss=13.0)
+        assert steps(path) == [(1, 1.0), (2, 12.0), (3, 13.0)]
+        journal.write("start", step=0)
+    assert steps(path) == []
+    assert [record["kind"] for record in read(path)] == ["start", "skip", "rollback", "resume", "start"]
+    assert superseded(path) == [(2, 4), (1, 3)], "the resume at 2 took nothing again"
+
+
+def test_a_rollback_that_says_not_where_to_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "start"}\n{"kind": "rollback", "step": 4}\n')
+    with pytest.raises(ValueError, match=r"line 2: .* is no JSON object with a kind"):
+        read(path)
 
 
 def test_a_non_finite_number_is_an_absence_with_a_reason(tmp_path: Path) -> None:

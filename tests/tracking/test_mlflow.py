@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from tinyllama.tracking import mlflow as writer_module
+from tinyllama.tracking import writer as writer_module
 from tinyllama.tracking.journal import Journal
-from tinyllama.tracking.mlflow import MlflowWriter
-from tinyllama.tracking.store import default_uri, points
+from tinyllama.tracking.mlflow import MlflowRun
+from tinyllama.tracking.store import Mirror, default_uri, flatten
+from tinyllama.tracking.writer import MlflowWriter
 
 PATIENCE = 60.0
 
@@ -32,19 +33,23 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(writer_module, "SEND_EVERY", 0.02)
+    monkeypatch.setattr(writer_module, "SHARE", 1.0)
     monkeypatch.chdir(tmp_path)
 
 
-def start(run_dir: Path, *, uri: str, **changed: Any) -> MlflowWriter:
+def start(run_dir: Path, *, uri: str, capacity: int = 1000, **changed: Any) -> MlflowWriter:
     run_dir.mkdir(parents=True, exist_ok=True)
-    told: dict[str, Any] = {"experiment": "study", "run_name": run_dir.name, "tags": {"digest": "abc"}}
+    told: dict[str, Any] = {"experiment": "study", "tags": {"digest": "abc"}}
     told["params"] = {"seed": 1, "model": {"name": "nano"}, "many": {str(i): i for i in range(150)}}
-    return MlflowWriter(run_dir, uri=uri, **(told | changed))
+    told |= changed
+    return MlflowWriter(
+        Mirror(run_dir=run_dir, uri=uri, **told | {"params": flatten(told["params"])}), capacity=capacity
+    )
 
 
 def stored(uri: str, run_dir: Path) -> tuple[MlflowClient, Any]:
     client = MlflowClient(tracking_uri=uri)
-    return client, client.get_run(json.loads((run_dir / "mlflow.json").read_text())["run_id"])
+    return client, client.get_run(json.loads((run_dir / "mlflow.json").read_text())[0]["run_id"])
 
 
 def history(uri: str, run_dir: Path, key: str) -> list[tuple[int, float]]:
@@ -56,7 +61,7 @@ def train(journal: Journal, writer: MlflowWriter | None, *, first: int, last: in
     for step in range(first, last + 1):
         line = journal.write("train", step=step, tokens=32 * step, loss=scale / step)
         if writer is not None:
-            writer.metrics(step, points(line))
+            writer.metrics(line)
 
 
 def loud(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -80,7 +85,7 @@ def test_a_run_arrives_whole(
         # Another millisecond: MLflow itself leaves out a point that is equal in time as well.
         time.sleep(0.005)
         line = journal.write("eval", step=3, tokens=96, losses={"code": 1.5, "text": float("nan")})
-        writer.metrics(3, points(line) | {"raw": float("inf")})
+        writer.metrics(line)
     (run_dir / "config.yaml").write_text("seed: 1\n")
     writer.close("KILLED", artifacts=[run_dir / "config.yaml", run_dir / "missing.png"], timeout=PATIENCE)
 
@@ -95,7 +100,7 @@ def test_a_run_arrives_whole(
     assert history(uri, run_dir, "train/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     assert history(uri, run_dir, "tokens") == [(1, 32.0), (2, 64.0), (3, 96.0)]
     assert history(uri, run_dir, "eval/code/loss") == [(3, 1.5)]
-    assert not {"eval/text/loss", "raw"} & set(run.data.metrics)
+    assert "eval/text/loss" not in run.data.metrics
     assert [artifact.path for artifact in client.list_artifacts(run.info.run_id)] == ["config.yaml"]
     assert (runs_dir / "mlartifacts" / run.info.run_id / "artifacts" / "config.yaml").exists()
     assert os.listdir(tmp_path) == [], "nothing may be made in the working folder, ./mlruns least of all"
@@ -140,13 +145,13 @@ def test_another_experiment_is_another_run_and_gets_the_whole_journal(runs_dir: 
 def test_what_found_no_room_is_replayed_without_duplicates(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir, uri = runs_dir / "overflow", default_uri(runs_dir)
     sent: list[int] = []
-    send = writer_module._Run.send
+    send = MlflowRun.send
 
     def spy(run: Any, batch: Any) -> None:
         sent.append(len(batch))
         send(run, batch)
 
-    monkeypatch.setattr(writer_module._Run, "send", spy)
+    monkeypatch.setattr(MlflowRun, "send", spy)
     writer = start(run_dir, uri=uri, capacity=10)
     with Journal(run_dir / "metrics.jsonl") as journal:
         train(journal, writer, first=1, last=1200)
@@ -164,14 +169,14 @@ def test_a_store_that_fails_for_a_while_loses_nothing(
     run_dir, uri = runs_dir / f"outage-{send_every}", default_uri(runs_dir)
     monkeypatch.setattr(writer_module, "SEND_EVERY", send_every)
     monkeypatch.setattr(writer_module, "RETRY_EVERY", 0.02)
-    send, failures = writer_module._Run.send, iter([True] * (3 if send_every < 1 else 1))
+    send, failures = MlflowRun.send, iter([True] * (3 if send_every < 1 else 1))
 
     def flaky(run: Any, batch: Any) -> None:
         if next(failures, False):
             raise OSError("database is locked at postgresql://me:s3cret@host/db")
         send(run, batch)
 
-    monkeypatch.setattr(writer_module._Run, "send", flaky)
+    monkeypatch.setattr(MlflowRun, "send", flaky)
     writer = start(run_dir, uri=uri)
     deadline = time.monotonic() + PATIENCE
     while not writer._run and time.monotonic() < deadline:
@@ -198,7 +203,7 @@ def test_a_dead_server_neither_raises_nor_delays(tmp_path: Path, caplog: pytest.
         slowest = 0.0
         for step in range(2000):
             before = time.monotonic()
-            writer.metrics(step, {"train/loss": 1.0})
+            writer.metrics({"kind": "train", "time": 1.7e9, "step": step, "loss": 1.0})
             slowest = max(slowest, time.monotonic() - before)
         assert slowest < 0.5
         writer.close("FINISHED", timeout=15)
@@ -226,10 +231,11 @@ def test_mlflows_own_experiment_is_refused(tmp_path: Path) -> None:
 def test_three_processes_share_one_fresh_store(tmp_path: Path) -> None:
     uri = default_uri(tmp_path / "fresh")
     code = (
-        "import sys; from pathlib import Path; from tinyllama.tracking.mlflow import MlflowWriter\n"
+        "import sys; from pathlib import Path; from tinyllama.tracking.writer import MlflowWriter\n"
+        "from tinyllama.tracking.store import Mirror\n"
         "run = Path(sys.argv[1]); run.mkdir(parents=True)\n"
-        "writer = MlflowWriter(run, uri=sys.argv[2], experiment='study', run_name=run.name, params={}, tags={})\n"
-        "writer.metrics(1, {'train/loss': 2.0}); writer.close('FINISHED', timeout=60)"
+        "writer = MlflowWriter(Mirror(run_dir=run, uri=sys.argv[2], experiment='study', params={}, tags={}))\n"
+        "writer.metrics({'kind': 'train', 'time': 1.7e9, 'step': 1, 'loss': 2.0}); writer.close('FINISHED', timeout=60)"
     )
     root = Path(writer_module.__file__).parents[2]
     folders = [tmp_path / "fresh" / name for name in ("a", "b", "c")]

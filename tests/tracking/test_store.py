@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tinyllama.config.load import as_dict
+from tinyllama.config.schema import RunConfig
 from tinyllama.tracking import store
 
 
@@ -54,6 +58,43 @@ def test_points_of_an_eval_line() -> None:
     assert store.points({"kind": "checkpoint", "time": 1.5, "step": 3}) == {}
 
 
+def test_stretches_that_were_measured_again() -> None:
+    assert store.superseded_text([(81, 90), (41, 60)]) == "steps 41-60, 81-90: measured again"
+    assert store.superseded_text([(41, 60), (51, 70), (71, 71), (80, 80)]) == "steps 41-71, 80: measured again"
+    many = [(1000 * index, 1000 * index + 9) for index in range(1, 1001)]
+    text = store.superseded_text(many)
+    parts = text.removesuffix(": measured again").partition(" earlier stretches and steps ")
+    assert 4900 < len(text) <= store.TAG_LENGTH
+    assert parts[2].endswith("999000-999009, 1000000-1000009"), "the newest stay"
+    assert int(parts[0]) + len(parts[2].split(", ")) == 1000
+
+
+def test_the_mirror_of_a_run(tmp_path: Path, config: Callable[..., RunConfig]) -> None:
+    plain = as_dict(config())
+    mirror = store.Mirror.of(tmp_path / "moved" / "a", plain, digest="abc")
+    assert mirror.uri == store.default_uri(tmp_path / "moved"), "a folder of runs that was moved has its store"
+    assert (mirror.experiment, mirror.params["model.d_model"]) == ("tinyllama", "128")
+    assert mirror.tags == {
+        "model": "nano", "data": "stdlib", "budget": "tokens", "parallelism": "cpu", "digest": "abc"
+    }  # fmt: skip
+    own = as_dict(config("run_dir=elsewhere/a"))
+    assert store.Mirror.of(Path("elsewhere/a"), own, digest="abc").uri == store.default_uri(Path("runs"))
+    own = as_dict(config("tracking.uri=http://host:1"))
+    assert store.Mirror.of(tmp_path / "a", own, digest="abc").uri == "http://host:1"
+    assert store.Mirror.of(tmp_path / "a", own, digest="abc", uri="http://b").uri == "http://b"
+
+
+def test_a_database_that_nobody_serves_is_known_at_once() -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        uri = f"postgresql+psycopg2://me@127.0.0.1:{reserved.getsockname()[1]}/db"
+        with pytest.raises(OSError, match="refused"):
+            store.reach(uri, timeout=5)
+        reserved.listen()
+        store.reach(uri, timeout=5)
+    store.reach("sqlite:////tmp/x.db", timeout=5)
+
+
 def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     uri = store.default_uri(Path("my runs"))
@@ -82,7 +123,7 @@ def test_passwords_are_taken_out() -> None:
 
 
 def test_the_package_imports_neither_mlflow_nor_torch() -> None:
-    modules = "journal, record, store, mlflow, curve"
+    modules = "journal, record, store, mlflow, writer, tracker, sync, curve"
     code = (
         f"import sys; from tinyllama.tracking import {modules}; print(sorted({{'mlflow', 'torch'}} & set(sys.modules)))"
     )

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
+from yaml import YAMLError
 
 from tinyllama.config.kinds import PATTERNS
 from tinyllama.config.rules import broken_rules
@@ -51,7 +52,8 @@ def load(composed: DictConfig) -> RunConfig:
     except MissingMandatoryValue as error:
         raise ConfigError([Problem(error.full_key or "config", "is missing: set it")]) from error
     except OmegaConfBaseException as error:
-        raise ConfigError([Problem(error.full_key or "config", str(error.msg or error).splitlines()[0])]) from error
+        says = str(error.msg or error).splitlines()[0].rpartition(" raised while resolving interpolation: ")[2]
+        raise ConfigError([Problem(error.full_key or "config", says)]) from error
     assert isinstance(container, dict)
     container.pop("sweeps", None)
     container.pop("experiment", None)
@@ -153,6 +155,13 @@ def near_miss(refusal: str) -> str:
     # some keys of a source have defaults that no file repeats
     known = _star(key)[0] in _keys(RunConfig)
     return f"{key}: {f'is not set by any file: add it, +{key}=VALUE' if known else unknown_key(key)}"
+
+
+def broken_yaml(error: YAMLError) -> str:
+    """What to say of a file that is no plain YAML, on one line. No tag in it is ever acted on."""
+    mark, says = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+    where = f"{mark.name}, line {mark.line + 1}: " if mark else ""
+    return f"{where}{' '.join(says.split())}: write plain YAML, without tags and with each key once"
 
 
 def nearest_key(key: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,26 +50,45 @@ class Loader:
         self.mixture = Mixture(stages, windows=windows, seed=seed)
         """Which sample is which."""
 
-    def batch(self, samples: range, *, rank: int, world: int, micro_batch: int) -> np.ndarray:
+    def batch(self, samples: Sequence[range], *, rank: int, world: int, micro_batch: int) -> np.ndarray:
         """A rank's sequences of a step with these samples, int64 [accumulation, micro_batch, context + 1].
 
-        Sample p = (micro * world + rank) * micro_batch + j of the step is the same for any world and micro_batch.
+        The samples are ranges of their numbers, usually one; the step's are those of the first, then of the next and so
+        on. Sample p = (micro * world + rank) * micro_batch + j of the step is the same for any world and micro_batch.
         Raises ValueError where these do not divide the step's samples.
         """
-        accumulation, rest = divmod(len(samples), world * micro_batch)
+        total = sum(map(len, samples))
+        accumulation, rest = divmod(total, world * micro_batch)
         if rest or not accumulation:
             raise ValueError(
-                f"a step has {len(samples)} sequences, which {world} ranks with micro-batches of {micro_batch} do "
+                f"a step has {total} sequences, which {world} ranks with micro-batches of {micro_batch} do "
                 "not divide evenly: change train.batch_tokens or parallelism.micro_batch"
             )
         out = np.empty((accumulation, micro_batch, self._context + 1), dtype=np.int64)
         for micro, rows in enumerate(out):
-            first = samples.start + (micro * world + rank) * micro_batch
-            found = self.mixture.locate(range(first, first + micro_batch))
-            for row, source, window in zip(rows, found.source.tolist(), found.window.tolist(), strict=True):
-                stream = self._streams[source]
-                stream.read(window_start(window, tokens=len(stream), context=self._context), row)
+            first = (micro * world + rank) * micro_batch
+            if len(samples) == 1:
+                self._read(samples[0][first : first + micro_batch], rows)
+                continue
+            for part in _between(samples, first, first + micro_batch):
+                self._read(part, rows[: len(part)])
+                rows = rows[len(part) :]
         return out
+
+    def _read(self, samples: range, rows: np.ndarray) -> None:
+        """Fills a row with the tokens of each sample."""
+        found = self.mixture.locate(samples)
+        for row, source, window in zip(rows, found.source.tolist(), found.window.tolist(), strict=True):
+            stream = self._streams[source]
+            stream.read(window_start(window, tokens=len(stream), context=self._context), row)
+
+
+def _between(samples: Sequence[range], first: int, stop: int) -> Iterator[range]:
+    """What lies from place `first` to `stop` of ranges one after the other."""
+    for piece in samples:
+        if part := piece[max(first, 0) : max(stop, 0)]:
+            yield part
+        first, stop = first - len(piece), stop - len(piece)
 
 
 class HeldOut:

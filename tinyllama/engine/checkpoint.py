@@ -1,114 +1,135 @@
 """Checkpoints that no ZeRO stage and no number of ranks can be read off.
 
-A checkpoint is a folder `step-000000100` that holds `weights`, `exp_avg` and `exp_avg_sq` as safetensors, fp32 by
-parameter name, and `state.json` with the counters and every file's sha256. It is written beside its place and renamed:
-a folder of that name is whole.
+A checkpoint is a folder `step-000000100`. Its tensors are fp32 by parameter name, in safetensors files of one part
+(`weights`, `exp_avg`, `exp_avg_sq`) each, as many as ranks wrote it; `state.json` has the counters, every file's sha256
+and its own. It is written beside its place and renamed: a folder of that name is whole. Nothing in it is a pickle.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from tinyllama.engine.zero import TrainState, Weights
-
-_PARTS = ("weights", "exp_avg", "exp_avg_sq")
+PARTS = ("weights", "exp_avg", "exp_avg_sq")
+STATE = "state.json"
 
 
 class Damaged(ValueError):  # noqa: N818
     """A checkpoint's files are not what was written."""
 
 
-def save(folder: Path, state: TrainState, *, meta: dict[str, Any], keep: int) -> Path:
-    """Write a state under `folder` and remove all but the newest `keep` checkpoints. Raises OSError; leaves no part."""
-    place = folder / f"step-{state.step:09d}"
-    partial = folder / f".{place.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        hashes = {}
-        for part in _PARTS:
-            path = partial / f"{part}.safetensors"
-            save_file(getattr(state, part), path)
-            hashes[path.name] = _sha256(path)
-            _sync(path)
-        counters = partial / "state.json"
-        counters.write_text(json.dumps({"step": state.step, **meta, "sha256": hashes}, indent=2) + "\n")
-        _sync(counters)
-        shutil.rmtree(place, ignore_errors=True)
-        partial.rename(place)
-        _sync(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    for old in found(folder)[:-keep]:
-        shutil.rmtree(old)
-    return place
+class Tensors(Mapping[str, Tensor]):
+    """The tensors of one part by name, each read from its file when it is asked for."""
+
+    def __init__(self, files: list[Path]) -> None:
+        """Raises Damaged where a file is no safetensors."""
+        self._open = ExitStack()
+        self._file_of: dict[str, Any] = {}
+        for path in files:
+            try:
+                file = self._open.enter_context(safe_open(path, framework="pt"))
+            except (OSError, SafetensorError) as error:
+                raise Damaged(f"{path} is no safetensors file: {error}") from error
+            self._file_of |= dict.fromkeys(file.keys(), file)
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._file_of[name].get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk: what its state.json says."""
+
+    place: Path
+    step: int
+    meta: dict[str, Any]
+    """What was handed to the saving beside the tensors."""
+    sha256: dict[str, str]
+    """Of every file of tensors, by name."""
+
+    @classmethod
+    def at(cls, place: Path) -> Checkpoint:
+        """Read its state.json. Raises Damaged where that is not what was written."""
+        try:
+            whole = json.loads((place / STATE).read_text())
+            state = whole["state"]
+            if whole["sha256"] != _digest(state):
+                raise Damaged(f"{place / STATE} is not what was written: its sha256 differs")
+            return cls(place, state["step"], state["meta"], state["files"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, Damaged):
+                raise
+            raise Damaged(f"{place / STATE} cannot be read: {error!r}") from error
+
+    def files(self, *parts: str) -> list[Path]:
+        """The files of some parts, or of all."""
+        return [self.place / name for name in sorted(self.sha256) if name.partition("-")[0] in (parts or PARTS)]
+
+    def verify(self, *parts: str, share: tuple[int, int] = (0, 1)) -> None:
+        """Hash the files of some parts, or of all: every n-th from the i-th on for a share of (i, n). Raises Damaged
+        where one is not what was written."""
+        first, every = share
+        for path in self.files(*parts)[first::every]:
+            if not path.is_file():
+                raise Damaged(f"{path} is missing")
+            if sha256_of(path) != self.sha256[path.name]:
+                raise Damaged(f"{path} is not what was written: its sha256 differs")
+
+    def tensors(self, part: str) -> Tensors:
+        """A part's tensors by parameter name. Raises Damaged."""
+        return Tensors(self.files(part))
+
+
+def write_state(place: Path, *, step: int, meta: dict[str, Any], files: dict[str, str]) -> None:
+    """Write a checkpoint's state.json."""
+    state = {"step": step, "meta": meta, "files": files}
+    (place / STATE).write_text(json.dumps({"sha256": _digest(state), "state": state}, indent=2) + "\n")
+
+
+def name_of(step: int) -> str:
+    """The folder of the checkpoint of a step."""
+    return f"step-{step:09d}"
+
+
+def step_of(place: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(place.name.removeprefix("step-"))
 
 
 def found(folder: Path) -> list[Path]:
     """The checkpoints under a folder, oldest first by their step."""
     names = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-    return sorted(names, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(names, key=step_of)
 
 
-def load(place: Path) -> tuple[TrainState, dict[str, Any]]:
-    """A checkpoint's state and what else its state.json says. Raises Damaged where a file is not what was written."""
-    meta = _read_meta(place)
-    parts = {part: _read_part(place, part, meta) for part in _PARTS}
-    return TrainState(step=meta["step"], **parts), meta
-
-
-def latest_weights(folder: Path) -> Weights:
+def latest_weights(folder: Path) -> Tensors:
     """The weights alone of the newest checkpoint, of which there has to be one. Raises Damaged."""
-    place = found(folder)[-1]
-    return _read_part(place, "weights", _read_meta(place))
+    newest = Checkpoint.at(found(folder)[-1])
+    newest.verify("weights")
+    return newest.tensors("weights")
 
 
-def newest(folder: Path, *, report: Callable[[str], None]) -> tuple[TrainState, dict[str, Any]] | None:
-    """The newest checkpoint that is whole, with what else its state.json says, reporting those passed over."""
-    for place in reversed(found(folder)):
-        try:
-            return load(place)
-        except Damaged as error:
-            report(f"warning: {error}; going back to the checkpoint before it")
-    return None
-
-
-def _read_meta(place: Path) -> dict[str, Any]:
-    try:
-        meta: dict[str, Any] = json.loads((place / "state.json").read_text())
-    except (OSError, ValueError) as error:
-        raise Damaged(f"{place / 'state.json'} cannot be read: {error}") from error
-    return meta
-
-
-def _read_part(place: Path, part: str, meta: dict[str, Any]) -> Weights:
-    path = place / f"{part}.safetensors"
-    if not path.is_file():
-        raise Damaged(f"{path} is missing")
-    if _sha256(path) != meta["sha256"][path.name]:
-        raise Damaged(f"{path} is not what was written: its sha256 differs")
-    weights: Weights = load_file(path)
-    return weights
-
-
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """A file's hash, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _digest(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

@@ -6,6 +6,7 @@ import atexit
 import os
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -44,10 +45,26 @@ def use_device(kind: str, ranks: Ranks, *, threads: int | None, ranks_here: int)
     return torch.device("cpu")
 
 
+def meet(device: torch.device, *, patience: float) -> None:
+    """Begin the group of all ranks; a collective that waits longer than so many seconds fails."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=patience))
+
+
 def sum_over_ranks(values: Tensor) -> Tensor:
     """The elementwise sum of every rank's tensor, in place on all of them."""
     dist.all_reduce(values)
     return values
+
+
+def anywhere(flag: bool, *, device: torch.device) -> bool:
+    """Whether it is so on any rank; all learn of it."""
+    return bool(sum_over_ranks(torch.tensor([float(flag)], device=device))[0])
+
+
+def from_first(number: int, ranks: Ranks, *, device: torch.device) -> int:
+    """The first rank's number, on all of them."""
+    return int(sum_over_ranks(torch.tensor([number if ranks.is_first else 0], device=device))[0])
 
 
 def wait_for_all() -> None:

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,12 +31,12 @@ class TrainState:
     """All that a step leaves behind: fp32 tensors on the CPU by parameter name, and the steps taken."""
 
     step: int
-    weights: Weights
-    exp_avg: Weights
-    exp_avg_sq: Weights
+    weights: Mapping[str, Tensor]
+    exp_avg: Mapping[str, Tensor]
+    exp_avg_sq: Mapping[str, Tensor]
 
     @classmethod
-    def fresh(cls, weights: Weights) -> TrainState:
+    def fresh(cls, weights: Mapping[str, Tensor]) -> TrainState:
         """Before the first step."""
         zeros = {name: torch.zeros(1).expand(weight.shape) for name, weight in weights.items()}
         return cls(0, weights, zeros, zeros)
@@ -49,11 +49,14 @@ class StepRecord:
     loss: float
     """Mean over all tokens of the step, all ranks, in nats."""
     grad_norm: float
-    """Global norm of the gradient before clipping."""
+    """Global norm of the gradient before clipping; infinite where the step was refused."""
+    votes: tuple[float, ...]
+    """The sums over ranks of what each rank voted."""
 
-
-class NonFiniteError(ArithmeticError):
-    """A loss or a gradient is infinite or not a number."""
+    @property
+    def refused(self) -> bool:
+        """Whether the step was not taken: weights and moments are bit for bit as before."""
+        return not math.isfinite(self.grad_norm)
 
 
 class Engine:
@@ -70,10 +73,11 @@ class Engine:
         accumulation: int,
         ranks: Ranks,
         device: torch.device,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
-        """Build the engine and give it a state. The process group is started here where it is not yet.
+        """Build the engine and give it a state. The process group has to be there (`distributed.meet`).
 
-        accumulation is that of the first steps; a step may come with another.
+        accumulation is that of the first steps; a step may come with another. beat is called after each piece of work.
         """
         # set before the import, which looks for an accelerator: a CPU run must not find a GPU
         os.environ["DS_ACCELERATOR"] = device.type
@@ -84,8 +88,7 @@ class Engine:
             # gloo does the CPU ranks' work: DeepSpeed's own shared-memory op would be compiled at the first start,
             # and there may be no compiler
             __compatible_ops__["deepspeed_shm_comm"] = False
-            deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", dist_init_required=None)
-            model.load_state_dict(state.weights)
+            deepspeed.init_distributed(dist_init_required=False)
             self._engine, *_ = deepspeed.initialize(
                 model=model,
                 optimizer=_adamw(model, optimizer),
@@ -93,13 +96,16 @@ class Engine:
             )
         self.ranks = ranks
         self.device = device
-        self._seat(state)
+        self.beat = beat
+        self.seat(state)
 
-    def step(self, micro_batches: Tensor, *, lr: float) -> StepRecord:
+    def step(
+        self, micro_batches: Tensor, *, lr: float, ceiling: float = math.inf, votes: Sequence[float] = ()
+    ) -> StepRecord:
         """Take one optimizer step on this rank's micro-batches, int64 [accumulation, sequences, context + 1].
 
-        Raises NonFiniteError, on all ranks alike, where the loss is not finite (the weights are then as they were) or
-        the gradient is not (the weights are then lost: go back to a checkpoint).
+        It is refused, on all ranks alike, where the loss over all ranks is above the ceiling or not finite, or where
+        the gradient is not. votes are summed over the ranks on the way, in the sum that the loss needs anyway.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
@@ -109,47 +115,79 @@ class Engine:
             self._engine.set_train_batch_size(micro_batch * accumulation * self.ranks.world_size)
             self._engine.micro_steps = 0  # a step ends where this is a multiple of the accumulation
         self._engine.train()
-        total = torch.zeros((), device=self.device)
+        totals = torch.tensor([0.0, *votes], device=self.device)
         for index, sequences in enumerate(micro_batches):
             tokens = sequences.to(self.device, non_blocking=True)
             loss, _ = self._engine(tokens[:, :-1], tokens[:, 1:])
-            total += loss.detach()
+            totals[0] += loss.detach()
             self._engine.backward(loss)
             if index == accumulation - 1:
-                mean = float(sum_over_ranks(total)) / (accumulation * self.ranks.world_size)
-                if not math.isfinite(mean):
-                    raise NonFiniteError(f"the loss is {mean}")
+                total, *voted = sum_over_ranks(totals).tolist()
+                mean = total / (accumulation * self.ranks.world_size)
+                if not mean <= ceiling or not math.isfinite(mean):
+                    self._spoil()
             self._engine.step()
-        norm = float(self._engine.get_global_grad_norm())
-        if not math.isfinite(norm):
-            raise NonFiniteError(f"the gradient's norm is {norm}")
-        return StepRecord(mean, norm)
+        self.beat()
+        return StepRecord(mean, float(self._engine.get_global_grad_norm()), tuple(voted))
 
     @torch.no_grad()
     def evaluate(self, tokens_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, Tensor]:
         """Mean loss over the targets that count, and their number. Every rank has to call it equally often."""
         self._engine.eval()
         loss: tuple[Tensor, Tensor] = self._engine(tokens_bt.to(self.device), targets_bt.to(self.device))
+        self.beat()
         return loss
 
-    def state(self, step: int) -> TrainState | None:
-        """The state after `step` steps; None but on the first rank. Every rank has to call it."""
+    def shares(self) -> Iterator[tuple[str, Weights]]:
+        """This rank's share of the weights, then of each moment: fp32 on the CPU by parameter name.
+
+        The ranks' shares together are the whole state, each about as large. Every rank has to take them all: parameters
+        are gathered from all ranks one at a time, and kept by the rank whose share they are.
+        """
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         self._link()
-        state = TrainState(step, {}, {}, {})
-        for name, parameter in self._engine.module.named_parameters():
-            # gathered from all ranks, one parameter at a time; only the first rank keeps it
-            full = safe_get_full_fp32_param(parameter)
-            moments = [safe_get_full_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")]
-            if self.ranks.is_first:
-                for target, tensor in zip(
-                    (state.weights, state.exp_avg, state.exp_avg_sq), (full, *moments), strict=True
-                ):
-                    target[name] = tensor.detach().to("cpu", torch.float32, copy=True)
-        return state if self.ranks.is_first else None
+        owners = share_out(self._sizes(), self.ranks.world_size)
+        for part in ("weights", "exp_avg", "exp_avg_sq"):
+            share = {}
+            for name, parameter in self._engine.module.named_parameters():
+                if part == "weights":
+                    full = safe_get_full_fp32_param(parameter)
+                else:
+                    full = safe_get_full_optimizer_state(parameter, part)
+                if owners[name] == self.ranks.rank:
+                    # pinned, a GPU's copy takes a tenth of the time, and torch keeps the memory for the next one
+                    kept = torch.empty(full.shape, dtype=torch.float32, pin_memory=self.device.type == "cuda")
+                    share[name] = kept.copy_(full.detach())
+                self.beat()
+            yield part, share
 
-    def _seat(self, state: TrainState) -> None:
+    @property
+    def share_bytes(self) -> int:
+        """The largest rank's share of a state, in bytes."""
+        sizes = self._sizes()
+        owners = share_out(sizes, self.ranks.world_size)
+        return 12 * max(sum(sizes[name] for name in sizes if owners[name] == rank) for rank in set(owners.values()))
+
+    def _sizes(self) -> dict[str, int]:
+        return {name: getattr(p, "ds_numel", p.numel()) for name, p in self._engine.module.named_parameters()}
+
+    def _spoil(self) -> None:
+        """Let the gradient be not a number, so that DeepSpeed leaves this step out and clears what belongs to it."""
+        from deepspeed.utils import safe_set_full_grad
+
+        optimizer = self._engine.optimizer
+        if flat := getattr(optimizer, "fp32_groups_gradients_flat", None):  # bf16 at stage 1 keeps them elsewhere
+            flat[0].fill_(math.nan)
+            return
+        smallest = min(self._engine.module.parameters(), key=lambda p: getattr(p, "ds_numel", p.numel()))
+        shape = getattr(smallest, "ds_shape", smallest.shape)
+        safe_set_full_grad(smallest, torch.full(shape, math.nan, device=self.device))
+
+    @torch.no_grad()
+    def seat(self, state: TrainState) -> None:
+        """Take a state in place of the present one. Every rank has to call it."""
+        from deepspeed import zero
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         optimizer = self._engine.optimizer
@@ -167,7 +205,11 @@ class Engine:
             }
         self._link()
         for name, parameter in self._engine.module.named_parameters():
-            safe_set_full_fp32_param(parameter, state.weights[name].to(self.device))
+            weight = state.weights[name].to(self.device)
+            # what the model computes with, rounded where that is bf16, and then what the optimizer keeps
+            with zero.GatheredParameters(parameter, modifier_rank=0):
+                parameter.copy_(weight)
+            safe_set_full_fp32_param(parameter, weight)
             for key, moments in (("exp_avg", state.exp_avg), ("exp_avg_sq", state.exp_avg_sq)):
                 safe_set_full_optimizer_state(parameter, moments[name].to(self.device), key)
 
@@ -177,6 +219,15 @@ class Engine:
         if hasattr(optimizer, "_hp_optimizer_states_linked"):
             optimizer._hp_optimizer_states_linked = False
             optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def share_out(sizes: Mapping[str, int], ranks: int) -> dict[str, int]:
+    """Which rank keeps which parameter: the largest first, each to the rank that has least."""
+    load, owner = [0] * ranks, {}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        owner[name] = load.index(min(load))
+        load[owner[name]] += sizes[name]
+    return owner
 
 
 def _adamw(model: Llama, optimizer: Optimizer) -> torch.optim.AdamW:

@@ -8,17 +8,31 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tinyllama.config.schema import Parallelism
+from tinyllama.launch.lifeline import Board, Lifeline
 from tinyllama.launch.runs import FAILURE, RESULT
+from tinyllama.launch.signals import Stopped, StopRequests
+from tinyllama.launch.watch import Watch, dump_of
 from tinyllama.tracking.record import write_json
+
+if TYPE_CHECKING:
+    from tinyllama.launch.agent import Agent, Death
+
+__all__ = ["RankError", "RankFunction", "Stopped", "check_gpus", "start_ranks"]
+
+RankFunction = Callable[[Path, Lifeline], bool]
+"""What a rank runs: a module's own function of the run folder, True where the run is finished, False where it stopped
+because it was asked to. Every rank imports it anew."""
+
+STACKS = "stacks"
 
 
 def check_gpus(parallelism: Parallelism) -> None:
@@ -36,95 +50,191 @@ def check_gpus(parallelism: Parallelism) -> None:
 
 
 class RankError(RuntimeError):
-    """A rank of a run failed."""
+    """A rank of a run failed, and trying again did not help or could not."""
+
+    def __init__(self, message: str, *, disk_full: bool = False) -> None:
+        super().__init__(message)
+        self.disk_full = disk_full
+        """Whether the disk was full, or the user's share of it."""
 
 
-def start_ranks(function: Callable[[Path], None], run_dir: Path, parallelism: Parallelism) -> None:
-    """Run `function(run_dir)` on this machine's ranks and return when all are done.
+def start_ranks(
+    function: RankFunction,
+    run_dir: Path,
+    parallelism: Parallelism,
+    *,
+    time_limit: int | None,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Run `function(run_dir, lifeline)` on this machine's ranks and return when all have finished.
 
-    `function` is a module's own: every rank imports it anew. Several machines meet at `parallelism.rendezvous`. Raises
-    RankError where a rank fails; the others are then stopped, and its traceback is in failure.txt.
+    For the main thread. Several machines meet at `parallelism.rendezvous`. SIGTERM, SIGUSR2, SIGHUP and Ctrl-C ask the
+    ranks to stop, and so does the end of `time_limit` seconds. Ranks that died are started again, up to
+    `parallelism.max_restarts` times; what a rank raised that would come again (ValueError, ArithmeticError,
+    FileNotFoundError, a full disk) is not tried again, nor anything once a stop is asked for.
+
+    Raises Stopped where the ranks stopped because they were asked to, RankError where one failed for good, with its
+    traceback in failure.txt, and KeyboardInterrupt, with all ranks dead, at the second Ctrl-C.
     """
+    # the folder is also for what the elastic agent records of a failure
+    with TemporaryDirectory() as name, _environment(_variables(parallelism)):
+        folder = Path(name)
+        board = Board.create(folder / _Start.BOARD, ranks=parallelism.gpus, seconds=time_limit)
+        watch = Watch(board, hang_after=parallelism.hang_after, dumps=folder, stacks=run_dir / STACKS)
+        with StopRequests(board) as requests:
+            watch.start()
+            try:
+                finished = _run(_Start(function, run_dir, folder), parallelism, board, watch, requests, report)
+            finally:
+                watch.stop()
+        if not finished:
+            raise Stopped(by_user=requests.by_user)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What each rank process begins with."""
+
+    BOARD = "board"
+
+    function: RankFunction
+    run_dir: Path
+    folder: Path
+
+
+def _run(
+    start: _Start,
+    parallelism: Parallelism,
+    board: Board,
+    watch: Watch,
+    requests: StopRequests,
+    report: Callable[[str], None],
+) -> bool:
+    from torch.distributed.elastic.agent.server.api import WorkerSpec
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous import RendezvousError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters, registry
+    from torch.distributed.launcher.api import LaunchConfig
+
+    from tinyllama.launch.agent import Agent
 
     # what it would log of a failure is told here
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    host = (parallelism.rendezvous or "localhost").partition(":")[0]
-    here = host in ("localhost", "127.0.0.1")
-    # the folder is for what the ranks' launcher records of a failure
-    with TemporaryDirectory() as folder, _environment(_suited(parallelism, here=here)):
-        launch = LaunchConfig(
-            min_nodes=parallelism.nodes,
-            max_nodes=parallelism.nodes,
-            nproc_per_node=parallelism.gpus,
-            rdzv_backend="c10d",
-            rdzv_endpoint=parallelism.rendezvous or "localhost:0",
-            run_id=run_dir.name,
-            max_restarts=0,
-            local_addr="localhost" if here else None,
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
+    for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    nodes, ranks = parallelism.nodes, parallelism.gpus
+    logs = DefaultLogsSpecs(log_dir=str(start.folder))
+    address = "localhost" if _is_here(parallelism) else None
+    agent: Agent | None = None
+    try:
+        rendezvous = registry.get_rendezvous_handler(
+            RendezvousParameters(
+                backend="c10d",
+                endpoint=parallelism.rendezvous or "localhost:0",
+                run_id=start.run_dir.name,
+                min_nodes=nodes,
+                max_nodes=nodes,
+                local_addr=address,
+            )
         )
         try:
-            elastic_launch(launch, _rank)(function, run_dir)
-        except SignalException as stopped:  # what the launcher makes of Ctrl-C and of a scheduler's signals
-            raise KeyboardInterrupt from stopped
-        except RendezvousError as error:
-            raise RankError(
-                f"the {parallelism.nodes} machines did not meet at {parallelism.rendezvous}: {error}"
-            ) from None
-        except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            raise RankError(f"rank {rank}: {_explain(failure.message, run_dir)}") from None
+            spec = WorkerSpec(
+                role="rank",
+                local_world_size=ranks,
+                entrypoint=_rank,
+                args=(start, os.getpid()),
+                rdzv_handler=rendezvous,
+                max_restarts=parallelism.max_restarts,
+                local_addr=address,
+                # which cores are near a rank's GPU
+                numa_options=LaunchConfig(nodes, nodes, ranks, logs_specs=logs).numa_options,
+            )
+            agent = Agent(spec, logs, board=board, watch=watch, requests=requests, report=report)
+            result = agent.run()
+        finally:
+            rendezvous.shutdown()  # other machines are not to wait for this one
+    except SignalException as quit_:  # Ctrl-\, which is left to the agent
+        raise KeyboardInterrupt from quit_
+    except RendezvousError as error:
+        raise RankError(_did_not_meet(agent, parallelism, str(error))) from None
+    if result is None:
+        raise RankError(_did_not_meet(agent, parallelism, "another machine left"))
+    if not result.is_failed():
+        return all(result.return_values.values())
+    assert agent.death is not None  # whatever fails has a reason
+    if agent.death.by_stop and board.stop_asked():
+        return False
+    raise RankError(_explain(agent.death, start.run_dir), disk_full=agent.death.disk_full)
 
 
-def _explain(message: Any, run_dir: Path) -> str:
+def _did_not_meet(agent: Agent | None, parallelism: Parallelism, error: str) -> str:
+    if agent is None or not agent.met:
+        return f"the {parallelism.nodes} machines did not meet at {parallelism.rendezvous}: {error}"
+    reason = f"{agent.death}; " if agent.death else ""
+    return f"{reason}the {parallelism.nodes} machines did not meet again at {parallelism.rendezvous}: {error}"
+
+
+def _explain(death: Death, run_dir: Path) -> str:
     """What a rank failed of, its traceback kept in failure.txt; the result says so where no rank could write it."""
-    reason = str(message)
-    if isinstance(message, dict):  # otherwise it died without a word, of a signal for one
-        report = run_dir / FAILURE
-        report.write_text(message["extraInfo"]["py_callstack"])
-        reason = f"{message['message']} (traceback in {report})"
-    path = run_dir / RESULT
-    told = json.loads(path.read_text()) if path.exists() else {}
-    if told.get("status") != "failed":  # the first rank, which writes it, was stopped for another's sake
-        write_json(path, told | {"status": "failed", "reason": reason})
-    return reason
+    reason = death.reason
+    with suppress(OSError):  # the disk may be full, and that may be the reason
+        if death.traceback is not None:
+            report = run_dir / FAILURE
+            report.write_text(death.traceback)
+            reason = f"{reason} (traceback in {report})"
+        path = run_dir / RESULT
+        told = json.loads(path.read_text()) if path.exists() else {}
+        if told.get("status") != "failed":  # the first rank, which writes it, was stopped for another's sake
+            write_json(path, told | {"status": "failed", "reason": reason})
+    return f"rank {death.rank}: {reason}"
 
 
-def _rank(function: Callable[[Path], None], run_dir: Path) -> None:
-    from torch.distributed.elastic.multiprocessing.errors import record
+def _rank(start: _Start, launcher: int) -> bool:
+    """A rank's process. What the function raises is kept on the board and makes the process fail."""
+    from tinyllama.engine.distributed import Ranks
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
-    record(function)(run_dir)
+    local = Ranks.from_environment().local_rank
+    lifeline = Lifeline.attach(
+        start.folder / _Start.BOARD, local=local, launcher=launcher, stacks=dump_of(start.folder, local)
+    )
+    try:
+        finished = start.function(start.run_dir, lifeline)
+    except BaseException as error:
+        lifeline.fail(error)
+        if isinstance(error, Exception):
+            raise
+        raise RuntimeError("a rank does not end by itself") from error  # torch takes a KeyboardInterrupt for success
+    lifeline.finish()
+    return finished
 
 
-def _stop(*_: object) -> None:
-    """Unwind, so that what has begun is put in order on the way out, which a second signal must not cut short."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
+def _is_here(parallelism: Parallelism) -> bool:
+    return (parallelism.rendezvous or "localhost").partition(":")[0] in ("localhost", "127.0.0.1")
 
 
-def _suited(parallelism: Parallelism, *, here: bool) -> dict[str, str]:
-    """Environment variables that suit ranks, which a user's own come before."""
+def _variables(parallelism: Parallelism) -> dict[str, str]:
+    """Environment variables that suit ranks, which a user's own come before, and one that is the elastic agent's."""
     suited = {}
-    if here and sys.platform == "linux":
+    if _is_here(parallelism) and sys.platform == "linux":
         suited["GLOO_SOCKET_IFNAME"] = "lo"  # a machine's own name may lead nowhere, and these ranks need none
     if parallelism.device == "cpu":
         # glibc gives large blocks back to the system and asks for them anew at every step: a tenth of a CPU step's time
         suited |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000"}
-    return {name: value for name, value in suited.items() if name not in os.environ}
+    suited = {name: value for name, value in suited.items() if name not in os.environ}
+    return suited | {
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGQUIT",  # the others are handled here
+        # otherwise ranks that are started again meet in the store of the attempt before, at its ranks' addresses
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
 
 
 @contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    former = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name in variables:
-            del os.environ[name]
+        for name, value in former.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

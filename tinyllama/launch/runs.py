@@ -6,6 +6,7 @@ has started, and the machines of one run cannot disagree.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import shutil
@@ -14,12 +15,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from omegaconf import OmegaConf
 
 from tinyllama.config.load import as_dict, digest, essence, validate
-from tinyllama.config.schema import Parallelism, RunConfig
+from tinyllama.config.schema import RunConfig
 from tinyllama.data.manifest import FILE, TOKENIZER_FILE
 from tinyllama.tracking.record import write_json
 
@@ -27,6 +28,8 @@ CONFIG = "config.json"
 RESULT = "result.json"
 FAILURE = "failure.txt"
 CHECKPOINTS = "checkpoints"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a disk says that is full, or the user's share of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,24 +59,26 @@ class Frozen:
 def freeze(run_dir: Path, config: RunConfig, data: DataIdentity) -> None:
     """Write a run down in its folder, for the ranks (config.json) and for people (config.yaml).
 
-    A finished run stays as it is. Raises ValueError, and writes nothing, where the folder holds another run or one that
-    was trained on other data.
+    A finished run stays as it is, unless it is to go on changed. Raises ValueError, and writes nothing, where the
+    folder holds another run or one that was trained on other data, and config.resume does not force it.
     """
     frozen = Frozen(config=config, digest=digest(config), data=data)
-    if (run_dir / CONFIG).exists():
-        earlier = thaw(run_dir)
+    earlier = thaw(run_dir) if (run_dir / CONFIG).exists() else None
+    if earlier is not None and config.resume == "force":
+        check_weights_fit(config, data, origin=earlier, key="run_dir", folder=run_dir)
+    elif earlier is not None:
         if earlier.digest != frozen.digest:
             changed = ", ".join(differences(essence(earlier.config), essence(config)))
             raise ValueError(
                 f"run_dir: {run_dir} holds a run with another {changed}: choose another run_dir, leave it out so that "
-                "the run gets a folder of its own, or set resume=never to start over"
+                "the run gets a folder of its own, or set resume=never to start over, or resume=force to go on so"
             )
         if earlier.data.manifest_sha256 != data.manifest_sha256:
             raise ValueError(
                 f"data: {run_dir} was trained on {earlier.data.folder}, which holds other tokens than {data.folder} "
-                "does now: set resume=never to start over"
+                "does now: set resume=never to start over, or resume=force to go on so"
             )
-    if finished(run_dir):
+    if finished(run_dir) and earlier is not None and earlier.digest == frozen.digest:
         return
     run_dir.mkdir(parents=True, exist_ok=True)
     for stale in (RESULT, FAILURE):  # what an earlier attempt failed of is past
@@ -101,17 +106,22 @@ def check_init(config: RunConfig, data: DataIdentity) -> None:
     """Raise ValueError where the run whose weights are to be started from has another shape or another tokenizer."""
     if config.init_from is None:
         return
-    origin = with_checkpoint(Path(config.init_from))
+    folder = Path(config.init_from)
+    check_weights_fit(config, data, origin=with_checkpoint(folder), key="init_from", folder=folder)
+
+
+def check_weights_fit(config: RunConfig, data: DataIdentity, *, origin: Frozen, key: str, folder: Path) -> None:
+    """Raise ValueError, naming the key, where a run's weights are no use to this one."""
     ours, theirs = as_dict(config)["model"], as_dict(origin.config)["model"]
-    if changed := [key for key in differences(ours, theirs) if key not in ("name", "context")]:
+    if changed := [name for name in differences(ours, theirs) if name not in ("name", "context")]:
         raise ValueError(
-            f"init_from: {config.init_from} has another model.{', model.'.join(changed)}: its weights do not fit; "
+            f"{key}: {folder} has another model.{', model.'.join(changed)}: its weights do not fit; "
             "choose the same model or another run"
         )
     if origin.data.tokenizer_sha256 != data.tokenizer_sha256:
         raise ValueError(
-            f"init_from: {config.init_from} was trained with another tokenizer: its embeddings mean other tokens; "
-            f"set data.tokenizer.model={Path(config.init_from) / TOKENIZER_FILE}"
+            f"{key}: {folder} was trained with another tokenizer: its embeddings mean other tokens; "
+            f"set data.tokenizer.model={folder / TOKENIZER_FILE}"
         )
 
 
@@ -155,18 +165,42 @@ def set_aside(run_dir: Path) -> Path | None:
 
 
 @contextmanager
-def alone(run_dir: Path, parallelism: Parallelism) -> Iterator[None]:
+def alone(run_dir: Path, *, held: bool = True) -> Iterator[None]:
     """Keep every other process out of a run's folder. Raises ValueError where one is in it.
 
-    The launchers of one run on several machines work in one folder together and are let in.
+    Where it is not to be held, only look: the launchers of one run on several machines work in one folder together.
     """
-    if parallelism.nodes > 1:
+    with _lock(run_dir) as file:
+        if not held:
+            fcntl.flock(file, fcntl.LOCK_UN)
         yield
-        return
+
+
+def hold(run_dir: Path) -> None:
+    """Keep every other process out of a run's folder until this one ends. Raises ValueError where one is in it."""
+    _held.append(_lock(run_dir))
+
+
+_held: list[IO[str]] = []
+
+
+def _lock(run_dir: Path) -> IO[str]:
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    with run_dir.with_name(f".{run_dir.name}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"run_dir: another process is training in {run_dir}: let it end, or stop it") from error
-        yield
+    file = run_dir.with_name(f".{run_dir.name}.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise ValueError(f"run_dir: another process is training in {run_dir}: let it end, or stop it") from error
+    return file
+
+
+def check_room(run_dir: Path, *, parameters: int) -> None:
+    """Raise OSError where the disk has no room for one checkpoint: weights and two moments in fp32."""
+    n_bytes, free = 12 * parameters, shutil.disk_usage(run_dir).free
+    if free < n_bytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"a checkpoint takes {n_bytes / 1e9:.3g} GB and the disk of {run_dir} has {free / 1e9:.3g} GB left: free "
+            "some, or choose another runs_dir",
+        )

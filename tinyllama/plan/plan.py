@@ -67,6 +67,10 @@ class Plan:
         first = stage.first_sequence + (step - stage.first_step) * stage.sequences_per_step
         return range(first, first + stage.sequences_per_step)
 
+    def changes_mixture(self, first: int, stop: int) -> bool:
+        """Whether a stage begins, all at once, among these sequences."""
+        return any(first <= stage.first_sequence < stop and not stage.ramp for stage in self.stages)
+
     def tokens_by(self, step: int) -> int:
         """Tokens that the run has seen after so many steps."""
         return self.sequences_of(step - 1).stop * self.context if step else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -52,8 +53,11 @@ class Journal:
     def write(self, kind: str, /, **values: Any) -> dict[str, Any]:
         """Appends one line and returns it as written.
 
-        `kind` is start, resume, train, eval, checkpoint or end. Lines of train, eval and resume carry `step`; train and
-        eval carry `tokens` (seen so far). `time` is added, in seconds since 1970. Non-finite floats: see `finite`.
+        `kind` is start, resume, train, eval, held_out, checkpoint, skip, rollback or end. All but end carry `step`;
+        train, eval and held_out carry `tokens` (seen so far). skip and rollback are what was decided about a loss spike
+        at that step; a rollback says the step it went back to, `to`. Where start, resume and rollback take measured
+        steps again, they name the first and the last, `superseded`. `time` is added, in seconds since 1970.
+        Non-finite floats: see `finite`.
         """
         record = finite({"kind": kind, "time": round(time.time(), 3), **values})
         line = (json.dumps(record, allow_nan=False) + "\n").encode()
@@ -78,21 +82,41 @@ class Journal:
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a journal that count, in order.
 
-    A start or resume at step s supersedes the lines of later steps that were written before it: the run took them
-    again. An unfinished last line is left out, so a live run's journal can be read. Errors: FileNotFoundError;
-    ValueError where another line is no JSON object with a kind.
+    A start or resume at step s, and a rollback to s, supersede the lines of later steps that were written before it:
+    the run took them again. An unfinished last line is left out, so a live run's journal can be read. Errors:
+    FileNotFoundError; ValueError where another line is no JSON object with a kind.
     """
+    return _told(path)[0]
+
+
+def superseded(path: Path) -> list[tuple[int, int]]:
+    """The first and the last step of each stretch that had been measured when the run went back, in order.
+
+    Errors: as for `read`.
+    """
+    return _told(path)[1]
+
+
+def last_measured(records: Iterable[Mapping[str, Any]]) -> int:
+    """The last step that lines of a journal measure; 0 where none does."""
+    return max((record["step"] for record in records if record["kind"] in MEASURED), default=0)
+
+
+def _told(path: Path) -> tuple[list[dict[str, Any]], list[tuple[int, int]]]:
     records: list[dict[str, Any]] = []
+    again: list[tuple[int, int]] = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             record = json.loads(line)
-            kind, step = record["kind"], record.get("step")
+            kind, step = record["kind"], record.get("step", 0)
+            back = record["to"] if kind == "rollback" else step if kind in ("start", "resume") else None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             shown = line[:80].decode(errors="replace")
             raise ValueError(
                 f"{path}, line {number}: {shown!r} is no JSON object with a kind; restore or remove that line"
             ) from error
-        if kind in ("start", "resume"):
-            records = [old for old in records if old["kind"] not in MEASURED or old["step"] <= step]
+        if back is not None and (last := last_measured(records)) > back:
+            again.append((back + 1, last))
+            records = [old for old in records if old["kind"] not in MEASURED or old["step"] <= back]
         records.append(record)
-    return records
+    return records, again

@@ -1,4 +1,4 @@
-"""Where an MLflow store is and what it is told: pure functions that need no mlflow."""
+"""Where an MLflow store is and what it is told of a run: no function here needs mlflow."""
 
 from __future__ import annotations
 
@@ -6,15 +6,68 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from tinyllama.config.schema import Tracking
 from tinyllama.tracking.journal import MEASURED
 
 PARAM_LENGTH = 6000
 """Characters that MLflow keeps of a parameter's value; longer ones are refused."""
+TAG_LENGTH = 5000
+"""Characters of a tag's value that every MLflow server takes."""
+SUPERSEDED = "superseded"
+"""The tag that says which steps were measured twice."""
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+class Point(NamedTuple):
+    """One number of one metric; the time in milliseconds since 1970."""
+
+    key: str
+    value: float
+    milliseconds: int
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mirror:
+    """Which MLflow run mirrors a run folder, and what it says of it.
+
+    Errors: ValueError for the experiment named Default, but on a server.
+    """
+
+    run_dir: Path
+    uri: str
+    experiment: str
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if self.experiment == "Default" and not is_server(self.uri):
+            raise ValueError(
+                "tracking.experiment=Default: MLflow would put its artifacts into ./mlruns; choose another name"
+            )
+
+    @classmethod
+    def of(cls, run_dir: Path, config: Mapping[str, Any], *, digest: str, uri: str | None = None) -> Mirror:
+        """The MLflow run of a run folder, from its configuration as plain data; in another store where one is given.
+
+        A folder that was not named by run_dir lies in its runs_dir, wherever that is by now.
+        """
+        runs_dir = run_dir.parent if config["run_dir"] is None else Path(config["runs_dir"])
+        tags = {section: config[section]["name"] for section in ("model", "data", "budget", "parallelism")}
+        return cls(
+            run_dir=run_dir,
+            uri=uri or config["tracking"]["uri"] or default_uri(runs_dir),
+            experiment=config["tracking"]["experiment"],
+            params=flatten(config),
+            tags={**tags, "digest": digest},
+        )
 
 
 def default_uri(runs_dir: Path) -> str:
@@ -65,6 +118,19 @@ def ui_command(uri: str) -> str:
     return f"mlflow ui --backend-store-uri {shlex.quote(uri)}{root} --host 127.0.0.1 --port 5000"
 
 
+def reach(uri: str, *, timeout: float) -> None:
+    """Raise OSError where nobody listens at a database's address: MLflow itself would try for minutes.
+
+    A server may be behind a proxy, and its calls have a limit of their own.
+    """
+    if is_server(uri):
+        return
+    address = urlsplit(uri)
+    port = address.port or _PORTS.get(address.scheme.partition("+")[0])
+    if address.hostname and port:
+        socket.create_connection((address.hostname, port), timeout).close()
+
+
 def without_password(text: str) -> str:
     """The text with user and password taken out of every URI in it."""
     return re.sub(r"(?<=://)[^/@\s]+@", "", text)
@@ -79,6 +145,29 @@ def flatten(config: Mapping[str, Any]) -> dict[str, str]:
         else:
             flat[str(key)] = (value if isinstance(value, str) else json.dumps(value))[:PARAM_LENGTH]
     return flat
+
+
+def superseded_text(stretches: Iterable[tuple[int, int]]) -> str:
+    """The value of the tag: `steps 41-60, 81-90: measured again`, touching stretches joined, the last ones where all
+    are longer than a tag."""
+    joined: list[list[int]] = []
+    for first, last in sorted(stretches):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1][1] = max(joined[-1][1], last)
+        else:
+            joined.append([first, last])
+    parts = [str(first) if first == last else f"{first}-{last}" for first, last in joined]
+    text, dropped = ", ".join(parts), 0
+    # 50 are for the words around the numbers
+    while len(text) > TAG_LENGTH - 50:
+        text, dropped = text.partition(", ")[2], dropped + 1
+    before = f"{dropped} earlier stretches and " if dropped else ""
+    return f"{before}steps {text}: measured again"
+
+
+def series(record: Mapping[str, Any]) -> list[Point]:
+    """The points of one line of the journal. The time is the line's: MLflow takes the same point only once."""
+    return [Point(key, value, round(record["time"] * 1000), record["step"]) for key, value in points(record).items()]
 
 
 def points(record: Mapping[str, Any]) -> dict[str, float]:

@@ -4,54 +4,57 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tinyllama.config.load import as_dict
 from tinyllama.config.schema import RunConfig
-from tinyllama.tracking.journal import JOURNAL, Journal
-from tinyllama.tracking.mlflow import MlflowWriter, Status
-from tinyllama.tracking.store import points, tracking_uri
+from tinyllama.tracking.journal import JOURNAL, MEASURED, Journal, last_measured, read, superseded
+from tinyllama.tracking.mlflow import Status
+from tinyllama.tracking.store import SUPERSEDED, Mirror, superseded_text
+from tinyllama.tracking.writer import MlflowWriter
 
 
 class Tracker:
     """Writes each event to the journal and hands its numbers to MLflow; without either, as on all but the first rank,
     it does nothing."""
 
-    def __init__(self, journal: Journal | None = None, mlflow: MlflowWriter | None = None) -> None:
+    def __init__(self, journal: Journal | None = None, mlflow: MlflowWriter | None = None, *, last: int = 0) -> None:
         self._journal = journal
         self._mlflow = mlflow
+        self._last = last
 
     @classmethod
     def open(cls, run_dir: Path, *, config: RunConfig, digest: str, start: int) -> Tracker:
-        """Open a run's journal, which says at which step this process starts, and its MLflow run, if it has one."""
+        """Open a run's journal, which says at which step this process starts, and its MLflow run, if it has one.
+
+        Steps after `start` that were measured before are taken again, as the journal and a tag of the run then say.
+        """
         journal = Journal(run_dir / JOURNAL)
-        journal.write("resume" if start else "start", step=start, pid=os.getpid())
+        again = _stretch(start, last_measured(read(journal.path)))
+        journal.write("resume" if start else "start", step=start, pid=os.getpid(), **again)
         if config.tracking.name == "journal":
-            return cls(journal)
-        mlflow = MlflowWriter(
-            run_dir,
-            uri=tracking_uri(config.tracking, runs_dir=Path(config.runs_dir)),
-            experiment=config.tracking.experiment,
-            run_name=run_dir.name,
-            params=as_dict(config),
-            tags={
-                "model": config.model.name,
-                "data": config.data.name,
-                "budget": config.budget.name,
-                "parallelism": config.parallelism.name,
-                "digest": digest,
-            },
-        )
-        return cls(journal, mlflow)
+            return cls(journal, last=start)
+        mirror = Mirror.of(run_dir, as_dict(config), digest=digest)
+        if stretches := superseded(journal.path):
+            mirror = replace(mirror, tags={**mirror.tags, SUPERSEDED: superseded_text(stretches)})
+        return cls(journal, MlflowWriter(mirror), last=start)
 
     def tell(self, kind: str, /, **values: Any) -> None:
-        """One event; see `Journal.write`."""
+        """One event; see `Journal.write`. A rollback also says which measured steps it supersedes."""
         if self._journal is None:
             return
-        record = self._journal.write(kind, **values)
-        if self._mlflow is not None and "step" in values:
-            self._mlflow.metrics(values["step"], points(record))
+        again = _stretch(values["to"], self._last) if kind == "rollback" else {}
+        record = self._journal.write(kind, **values, **again)
+        if kind in MEASURED:
+            self._last = values["step"]
+        elif kind == "rollback":
+            self._last = min(self._last, values["to"])
+        if self._mlflow is not None:
+            self._mlflow.metrics(record)
+            if again:
+                self._mlflow.tag(SUPERSEDED, superseded_text(superseded(self._journal.path)))
 
     def close(self, status: Status, *, artifacts: Sequence[Path] = ()) -> None:
         """The end of the run."""
@@ -59,3 +62,8 @@ class Tracker:
             self._mlflow.close(status, artifacts=artifacts)
         if self._journal is not None:
             self._journal.close()
+
+
+def _stretch(back: int, last: int) -> dict[str, list[int]]:
+    """What a line says that goes back to a step after a later one was measured."""
+    return {"superseded": [back + 1, last]} if last > back else {}

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
 from tinyllama.config.schema import RunConfig
 from tinyllama.data.loader import Loader
+from tinyllama.engine.saving import Saver
 from tinyllama.engine.zero import Engine
-from tinyllama.evaluate.loss import Evaluator, SourceLoss
+from tinyllama.evaluate.loss import Evaluator, Interrupted, SourceLoss
 from tinyllama.plan.plan import Plan
 from tinyllama.tracking.tracker import Tracker
 from tinyllama.train.meter import Meter
 from tinyllama.train.progress import TrainProgress
+from tinyllama.train.recovery import Recovery
 from tinyllama.train.schedule import learning_rate
+
+
+class Votes(NamedTuple):
+    """What ranks tell each other at every step, in the sum that the loss needs anyway: how many of them say so."""
+
+    stop: float
+    """It has been asked to stop."""
+    due: float
+    """It is time to save."""
+    written: float
+    """Its share of the checkpoint in hand is on disk."""
+    failed: float
+    """Its share could not be written."""
 
 
 def train(
@@ -26,35 +42,55 @@ def train(
     engine: Engine,
     loader: Loader,
     evaluator: Evaluator,
+    recovery: Recovery,
+    saver: Saver,
     save: Callable[[int], None],
+    stop_asked: Callable[[], bool],
     tracker: Tracker,
     meter: Meter,
     progress: TrainProgress,
-) -> dict[str, SourceLoss]:
+) -> dict[str, SourceLoss] | None:
     """Take the steps from `start` to the plan's last and measure what was learnt, on all held-out text.
 
-    Every rank runs it alike. A step is the same whether the run came to it in one go or was stopped and resumed:
-    its samples and its learning rate are functions of its number. Raises NonFiniteError.
+    Every rank runs it alike. A step is the same whether the run came to it in one go or was stopped and resumed: its
+    samples and its learning rate are functions of its number and of what is left out. Returns None, with the last step
+    saved, where any rank has been asked to stop. Raises SpikeError, and OSError where a checkpoint cannot be written.
     """
-    ranks, cadence = engine.ranks, config.train
-    for step in range(start, plan.steps):
+    ranks, cadence, judge = engine.ranks, config.train, recovery.judge
+    step, saved = start, time.monotonic()
+    while step < plan.steps:
         began = time.perf_counter()
         lr = learning_rate(step, steps=plan.steps, peak=config.optimizer.lr, schedule=config.schedule)
-        sequences = plan.sequences_of(step)
+        samples = recovery.samples(step)
+        if plan.changes_mixture(samples[0].start, samples[-1].stop):
+            judge.reset()  # another mixture has other losses
         batch = loader.batch(
-            sequences, rank=ranks.rank, world=ranks.world_size, micro_batch=config.parallelism.micro_batch
+            samples, rank=ranks.rank, world=ranks.world_size, micro_batch=config.parallelism.micro_batch
         )
-        record = engine.step(torch.from_numpy(batch), lr=lr)
-        meter.add(time.perf_counter() - began, tokens=len(sequences) * plan.context)
+        minutes = config.checkpoint.minutes
+        due = ranks.is_first and minutes is not None and time.monotonic() - saved >= 60 * minutes
+        mine = Votes(stop=stop_asked(), due=due, written=saver.written, failed=saver.failed)
+        record = engine.step(torch.from_numpy(batch), lr=lr, ceiling=judge.ceiling(), votes=mine)
+        votes = Votes(*record.votes)
+        if votes.failed:
+            saver.finish()
+        if votes.written == ranks.world_size:
+            saver.commit()
+        if record.refused:
+            progress.say(f"step {step + 1}: a loss of {record.loss:.3f} was refused")
+            step = recovery.after_refusal(step, record, samples)
+            continue
+        judge.accepted(record.loss)
+        meter.add(time.perf_counter() - began, tokens=plan.tokens_by(step + 1) - plan.tokens_by(step))
 
-        done = step + 1
-        tokens = plan.tokens_by(done)
-        progress.step(done)
-        if done % cadence.log_every == 0 or done == plan.steps or step == start:
-            rates = meter.read()
+        step += 1
+        tokens, last = plan.tokens_by(step), step == plan.steps
+        progress.step(step)
+        if step % cadence.log_every == 0 or last or step == start + 1:
+            rates = meter.read(tokens_left=plan.tokens - tokens)
             tracker.tell(
                 "train",
-                step=done,
+                step=step,
                 tokens=tokens,
                 loss=record.loss,
                 lr=lr,
@@ -62,14 +98,21 @@ def train(
                 tokens_per_s=rates.tokens_per_s,
                 mfu=rates.mfu,
             )
-            progress.rates(done, record.loss, rates)
-        if done % cadence.eval_every == 0 or done == plan.steps:
+            progress.rates(step, record.loss, rates)
+        if not votes.stop and (step % cadence.eval_every == 0 or last):
             measured = evaluator.measure(max_tokens=cadence.eval_tokens)
-            _tell("eval", measured, tracker, progress, step=done, tokens=tokens)
-        if done % config.checkpoint.every == 0 or done == plan.steps:
-            save(done)
-            tracker.tell("checkpoint", step=done)
-    measured = evaluator.measure()
+            _tell("eval", measured, tracker, progress, step=step, tokens=tokens)
+        if votes.stop or votes.due or step % config.checkpoint.every == 0 or last:
+            save(step)
+            saved = time.monotonic()
+        if votes.stop:
+            saver.finish()
+            return None
+    saver.finish()
+    try:
+        measured = evaluator.measure(stop=stop_asked)
+    except Interrupted:
+        return None
     _tell("held_out", measured, tracker, progress, step=plan.steps, tokens=plan.tokens)
     return measured
 

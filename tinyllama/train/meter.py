@@ -26,11 +26,10 @@ class Rates:
 class Meter:
     """Adds up the time of training steps only, so that evaluations and checkpoints do not count as slow training."""
 
-    def __init__(self, *, flops_per_token: int, peak_flops: float, tokens_left: int) -> None:
-        """peak_flops is that of all ranks together, per second; tokens_left those of the steps to come."""
+    def __init__(self, *, flops_per_token: int, peak_flops: float) -> None:
+        """peak_flops is that of all ranks together, per second."""
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
-        self._tokens_left = tokens_left
         self._tokens = 0
         self._seconds = 0.0
         self._read = (0, 0.0)
@@ -39,24 +38,23 @@ class Meter:
         """One step took so long for so many tokens."""
         self._tokens += tokens
         self._seconds += seconds
-        self._tokens_left -= tokens
 
-    def read(self) -> Rates:
-        """The rates since they were last read; there has to be a step since then."""
+    def read(self, *, tokens_left: int) -> Rates:
+        """The rates since they were last read; there has to be a step since then. tokens_left are those to come."""
         tokens, seconds = self._read
         self._read = (self._tokens, self._seconds)
-        return self._rates(self._tokens - tokens, self._seconds - seconds)
+        return self._rates(self._tokens - tokens, self._seconds - seconds, tokens_left)
 
     def overall(self) -> Rates | None:
         """The rates over all steps; None before the first."""
-        return self._rates(self._tokens, self._seconds) if self._tokens else None
+        return self._rates(self._tokens, self._seconds, 0) if self._tokens else None
 
-    def _rates(self, tokens: int, seconds: float) -> Rates:
+    def _rates(self, tokens: int, seconds: float, tokens_left: int) -> Rates:
         tokens_per_s = tokens / seconds
         return Rates(
             tokens_per_s=tokens_per_s,
             mfu=tokens_per_s * self._flops_per_token / self._peak_flops,
-            seconds_left=self._tokens_left * self._seconds / self._tokens,
+            seconds_left=tokens_left * self._seconds / self._tokens,
         )
 
 

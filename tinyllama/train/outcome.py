@@ -55,10 +55,14 @@ def finished(
     return {**begun, "status": "finished", "held_out": held_out, **speed, "sample": sample}
 
 
+def stopped(begun: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of a run that was asked to stop and has saved what it had."""
+    return {**begun, "status": "stopped", "reason": "it was asked to stop; the same command goes on from there"}
+
+
 def failed(begun: Mapping[str, Any], error: BaseException) -> dict[str, Any]:
-    """The same with why it has no numbers: it failed, or it was told to stop."""
-    status = "failed" if isinstance(error, Exception) else "interrupted"
-    return {**begun, "status": status, "reason": f"{type(error).__name__}: {error}"}
+    """The same with why it has no numbers."""
+    return {**begun, "status": "failed", "reason": f"{type(error).__name__}: {error}"}
 
 
 def draw(run_dir: Path, result: Mapping[str, Any]) -> None:

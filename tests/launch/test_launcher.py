@@ -1,0 +1,161 @@
+"""Ranks as processes: who dies, hangs or is asked to stop, and what becomes of the others. Nothing is trained."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+DRIVER = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+sys.path.insert(0, {here!r})
+import rank_functions
+from tinyllama.launch import launcher
+
+if __name__ == "__main__":
+    layout = SimpleNamespace(nodes=1, gpus=2, rendezvous=None, device="cpu", max_restarts={restarts}, hang_after={hang})
+    run_dir = Path({run_dir!r})
+    report = lambda text: print("report", text, flush=True)
+    function = getattr(rank_functions, {function!r})
+    try:
+        launcher.start_ranks(function, run_dir, layout, time_limit={limit}, report=report)
+        print("finished")
+    except launcher.Stopped as stopped:
+        print("stopped", stopped.by_user)
+    except launcher.RankError as error:
+        print("failed", error.disk_full, error)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """Start a launcher of two ranks in a process of its own, whose run folder is tmp_path."""
+
+    def begin(function: str, *, restarts: int = 0, hang: int = 600, limit: int | None = None) -> subprocess.Popen[str]:
+        values = {"function": function, "restarts": restarts, "hang": hang, "limit": limit}
+        script = tmp_path / "driver.py"
+        script.write_text(DRIVER.format(here=str(HERE), run_dir=str(tmp_path), **values))
+        environment = os.environ | {"PYTHONPATH": str(HERE.parents[1])}
+        return subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
+
+    return begin
+
+
+def until(condition: Callable[[], object], *, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)
+
+
+def told(process: subprocess.Popen[str]) -> list[str]:
+    return process.communicate(timeout=90)[0].splitlines()
+
+
+def pids(run_dir: Path, attempt: int = 0) -> list[int]:
+    """The ranks' processes, once both have begun."""
+    files = [run_dir / f"began-{attempt}-{rank}" for rank in (0, 1)]
+    until(lambda: all(file.exists() for file in files))
+    return [int(file.read_text()) for file in files]
+
+
+def alive(pid: int) -> bool:
+    path = Path(f"/proc/{pid}/stat")
+    try:
+        return path.read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_a_killed_rank_ends_a_deaf_group_which_starts_again(start: Start, tmp_path: Path) -> None:
+    launcher = start("die_once", restarts=1)
+    [_, deaf] = [0, pids(tmp_path)[0]]
+    until(lambda: not alive(deaf))
+    assert time.monotonic() - float((tmp_path / "died").read_text()) < 15
+    report, end = told(launcher)
+    assert report.startswith("report rank 1: killed by SIGKILL") and report.endswith("attempt 2 of 2 begins")
+    assert end == "finished"
+
+
+def test_what_would_come_again_is_not_tried_again(start: Start, tmp_path: Path) -> None:
+    failure = tmp_path / "failure.txt"
+    assert told(start("refuse", restarts=3)) == [f"failed False rank 1: ValueError: a bad set (traceback in {failure})"]
+    assert "in refuse" in failure.read_text()
+
+
+def test_a_full_disk_is_said_to_be_one(start: Start) -> None:
+    [line] = told(start("fill_the_disk", restarts=3))
+    assert line.startswith("failed True rank ")
+
+
+def test_a_rank_that_leaves_without_a_word_has_failed(start: Start) -> None:
+    [line] = told(start("leave"))
+    assert line.endswith("ended with exit status 0 and without a word")
+
+
+def test_requests_to_the_launcher(start: Start, tmp_path: Path) -> None:
+    launcher = start("beat_until_asked", restarts=1)
+    for pid in pids(tmp_path):
+        os.kill(pid, signal.SIGINT)  # as a terminal does
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGTERM):
+        launcher.send_signal(number)
+    assert told(launcher) == ["stopped False"]
+
+
+def test_ctrl_c(start: Start, tmp_path: Path) -> None:
+    launcher = start("beat_until_asked", restarts=1)
+    pids(tmp_path)
+    launcher.send_signal(signal.SIGINT)
+    assert told(launcher) == ["stopped True"]
+
+
+def test_requests_to_a_rank_that_is_still_importing(start: Start, tmp_path: Path) -> None:
+    launcher = start("beat_until_asked", restarts=1)
+
+    def ranks() -> list[int]:
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    until(lambda: len(ranks()) == 2)
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGTERM):
+        os.kill(ranks()[0], number)
+    assert not list(tmp_path.glob("began-*"))
+    assert told(launcher) == ["stopped False"]
+
+
+def test_the_time_limit(start: Start) -> None:
+    assert told(start("beat_until_asked", restarts=1, limit=1)) == ["stopped False"]
+
+
+@pytest.mark.parametrize(
+    ("function", "state"), [("stop_itself", "stopped by a signal"), ("keep_the_interpreter", "computing")]
+)
+def test_a_silent_rank_leaves_all_stacks(start: Start, tmp_path: Path, function: str, state: str) -> None:
+    [line] = told(start(function, hang=2))
+    stacks = tmp_path / "stacks"
+    assert line == f"failed False rank 1: no sign of life for 2 s ({state}); stacks of all ranks in {stacks}"
+    for rank in (0, 1):
+        text = (stacks / f"rank-{rank}.txt").read_text()
+        assert text.startswith(f"rank {rank}, process ") and "at step 7" in text and "in _stuck" in text
+
+
+@pytest.mark.parametrize("function", ["stop_itself", "keep_the_interpreter"])
+def test_no_rank_outlives_its_launcher(start: Start, tmp_path: Path, function: str) -> None:
+    launcher = start(function)
+    ranks = pids(tmp_path)
+    launcher.kill()
+    until(lambda: not any(alive(pid) for pid in ranks), seconds=5)
+    launcher.communicate()

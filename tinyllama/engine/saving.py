@@ -1,0 +1,222 @@
+"""Writing checkpoints beside the training: each rank its share, the name given when all shares are on disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from tinyllama.config.resilience import Checkpoint as Kept
+from tinyllama.engine import checkpoint
+from tinyllama.engine.distributed import anywhere, from_first, wait_for_all
+from tinyllama.engine.zero import Engine, Weights
+
+_SLACK = 16 << 20
+"""Bytes to leave free beside a checkpoint, for the journal and what else a run writes."""
+
+Part = tuple[str, Weights]
+
+
+class Saver:
+    """A run's checkpoints, one at a time. Every rank has one and calls it alike."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        engine: Engine,
+        kept: Kept,
+        ranks_here: int,
+        named: Callable[[int], None],
+    ) -> None:
+        """What an earlier process left half-written goes.
+
+        ranks_here share this machine's memory; named is called with the step of each checkpoint that is done.
+        """
+        self._folder, self._engine, self._kept, self._ranks_here, self._named = folder, engine, kept, ranks_here, named
+        self._ranks, self._device = engine.ranks, engine.device
+        self._step: int | None = None
+        self._meta: dict[str, Any] = {}
+        self._thread: threading.Thread | None = None
+        self._error: OSError | None = None
+        if self._ranks.is_first:
+            for stale in folder.glob(".step-*.partial"):
+                shutil.rmtree(stale)
+
+    def save(self, step: int, *, meta: dict[str, Any]) -> None:
+        """Begin the checkpoint of a step, which `commit` or `finish` ends.
+
+        Where the machine's memory has room for all shares they are taken at once and written beside the training,
+        otherwise each part is written before the next is taken. Raises OSError on all ranks alike, and what was written
+        of it goes.
+        """
+        n_bytes = self._engine.share_bytes
+        self.finish()
+        self._step, self._meta = step, meta
+        if self._ranks.is_first:
+            self._guarded(self._make_room, n_bytes * self._ranks.world_size)
+        self._raise_together()
+        if n_bytes * self._ranks_here < _memory_left() // 2:
+            taken = list(self._engine.shares())
+            self._thread = threading.Thread(target=self._guarded, args=(self._write, taken), daemon=True)
+            self._thread.start()
+        else:
+            self._guarded(self._write, self._engine.shares())
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank's share of a begun checkpoint is on disk. Where it is on all ranks: `commit`."""
+        return self._step is not None and (self._thread is None or not self._thread.is_alive()) and not self._error
+
+    @property
+    def failed(self) -> bool:
+        """Whether this rank could not write. Where it is so on any rank: `finish`, which raises on all."""
+        return self._error is not None
+
+    def commit(self) -> None:
+        """Name the checkpoint that all ranks have written, and remove the older ones that are not to be kept."""
+        if self._step is not None:
+            if self._ranks.is_first:
+                self._guarded(self._name, self._step)
+            self._named(self._step)
+        self._step = self._thread = None
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one, and name it. Raises OSError on all alike."""
+        while self._thread is not None and self._thread.is_alive():
+            self._thread.join(1.0)
+            self._engine.beat()
+        self._raise_together()
+        self.commit()
+        self._raise_together()
+        wait_for_all()  # a checkpoint that one rank knows of is there for all
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that there are, oldest first, as the first rank sees them."""
+        here = [checkpoint.step_of(place) for place in checkpoint.found(self._folder)] if self._ranks.is_first else []
+        count = from_first(len(here), self._ranks, device=self._device)
+        return [from_first(here[i] if here else 0, self._ranks, device=self._device) for i in range(count)]
+
+    def place_of(self, step: int) -> Path:
+        """The folder of the checkpoint of a step."""
+        return self._folder / checkpoint.name_of(step)
+
+    def discard(self, step: int) -> None:
+        """Remove the checkpoint of a step."""
+        self.finish()
+        if self._ranks.is_first:
+            shutil.rmtree(self.place_of(step), ignore_errors=True)
+            self._point_at_newest()
+        wait_for_all()
+
+    @property
+    def _partial(self) -> Path:
+        assert self._step is not None
+        return self._folder / f".{checkpoint.name_of(self._step)}.partial"
+
+    def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
+        """What goes wrong with the disk is kept until all ranks can know of it."""
+        try:
+            work(*arguments)
+        except OSError as error:
+            self._error = error
+
+    def _raise_together(self) -> None:
+        if not anywhere(self._error is not None, device=self._device):
+            return
+        if self._ranks.is_first and self._step is not None:
+            shutil.rmtree(self._partial, ignore_errors=True)
+        self._step = self._thread = None
+        error, self._error = self._error, None
+        raise error or OSError(errno.EIO, "another rank could not write its share of a checkpoint, and says why")
+
+    def _make_room(self, n_bytes: int) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self._folder).free
+        if free < n_bytes + _SLACK:
+            raise OSError(
+                errno.ENOSPC,
+                f"a checkpoint takes {n_bytes / 1e9:.3g} GB and the disk of {self._folder} has {free / 1e9:.3g} GB "
+                "left: free some, or keep fewer with checkpoint.keep; the same command goes on from the last one",
+            )
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir()
+
+    def _write(self, parts: Iterable[Part]) -> None:
+        """Write this rank's files and then, last, what they hash to."""
+        # all parts are taken even when the disk fails, since the other ranks take them too
+        failure: OSError | None = None
+        hashes: dict[str, str] = {}
+        for part, tensors in parts:
+            if failure or not tensors:
+                continue
+            path = self._partial / f"{part}-{self._ranks.rank:05d}.safetensors"
+            try:
+                save_file(tensors, path)
+                hashes[path.name] = checkpoint.sha256_of(path)
+                _sync(path)
+            except OSError as error:
+                failure = error
+            except SafetensorError as error:
+                # which says in words only that a disk is full
+                number = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
+                failure = OSError(number, f"{path}: {error}")
+        if failure:
+            raise failure
+        share = self._partial / f"share-{self._ranks.rank:05d}.json"
+        share.write_text(json.dumps(hashes))
+        _sync(share)
+
+    def _name(self, step: int) -> None:
+        shares = [self._partial / f"share-{rank:05d}.json" for rank in range(self._ranks.world_size)]
+        files: dict[str, str] = {}
+        for share in shares:
+            files |= json.loads(share.read_text())
+            share.unlink()
+        checkpoint.write_state(self._partial, step=step, meta=self._meta, files=files)
+        _sync(self._partial / checkpoint.STATE)
+        _sync(self._partial)
+        place = self.place_of(step)
+        shutil.rmtree(place, ignore_errors=True)
+        self._partial.rename(place)
+        self._point_at_newest()
+        _sync(self._folder)
+        every = self._kept.keep_every
+        for old in checkpoint.found(self._folder)[: -self._kept.keep]:
+            if not (every and checkpoint.step_of(old) % every == 0):
+                shutil.rmtree(old)
+
+    def _point_at_newest(self) -> None:
+        """`latest`, for people and scripts; the program goes by the steps in the names."""
+        newest = checkpoint.found(self._folder)[-1:]
+        link, fresh = self._folder / "latest", self._folder / ".latest"
+        with suppress(OSError):  # some filesystems have no links
+            fresh.unlink(missing_ok=True)
+            if newest:
+                fresh.symlink_to(newest[0].name)
+                fresh.replace(link)
+            else:
+                link.unlink(missing_ok=True)
+
+
+def _memory_left() -> int:
+    """Bytes that this machine's processes could still take."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,64 @@
+"""What follows a refused step: its samples are left out, or the run goes back to a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tinyllama.data.skips import Skips
+from tinyllama.engine.checkpoint import Checkpoint
+from tinyllama.engine.saving import Saver
+from tinyllama.engine.start import state_of
+from tinyllama.engine.zero import Engine, StepRecord
+from tinyllama.plan.plan import Plan
+from tinyllama.tracking.journal import JOURNAL, read
+from tinyllama.tracking.tracker import Tracker
+from tinyllama.train.spikes import Decision, Judge
+
+
+def decisions(run_dir: Path) -> list[Decision]:
+    """What a run has decided so far, in all its processes, by its journal."""
+    path = run_dir / JOURNAL
+    lines = read(path) if path.exists() else []
+    return [Decision.of(line) for line in lines if line["kind"] in ("skip", "rollback")]
+
+
+class Recovery:
+    """Carries out what the judge decides. Every rank has one and calls it alike."""
+
+    def __init__(
+        self, *, plan: Plan, judge: Judge, skips: Skips, engine: Engine, saver: Saver, tracker: Tracker
+    ) -> None:
+        """skips is what the run leaves out already."""
+        self.judge = judge
+        self.skips = skips
+        self._plan, self._engine, self._saver, self._tracker = plan, engine, saver, tracker
+
+    def samples(self, step: int) -> list[range]:
+        """The samples that a step takes."""
+        return self.skips.samples(self._plan.sequences_of(step))
+
+    def after_refusal(self, step: int, record: StepRecord, samples: Sequence[range]) -> int:
+        """The step to go on with after one, counted from 0, was refused. Raises SpikeError and Damaged."""
+        self._saver.finish()
+        # a checkpoint of so many steps comes before the sample that the step of that number takes first
+        first = {taken: self.samples(taken)[0].start for taken in self._saver.steps()}
+        decision = self.judge.refused(
+            step, loss=record.loss, grad_norm=record.grad_norm, samples=samples, checkpoints=first
+        )
+        to = decision.to
+        for later in reversed(first):
+            # before the decision is written: a checkpoint and what led to it never contradict each other
+            if to is not None and later > to:
+                self._saver.discard(later)
+        told = asdict(decision)
+        self._tracker.tell(told.pop("kind"), **told)
+        self.skips = self.skips.adding(decision.samples)
+        if to is None:
+            return step
+        one = Checkpoint.at(self._saver.place_of(to))
+        one.verify(share=(self._engine.ranks.rank, self._engine.ranks.world_size))
+        self._engine.seat(state_of(one))
+        self.judge.go_back(one.meta["losses"])
+        return to
