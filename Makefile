@@ -31,6 +31,9 @@ ui: $(INSTALLED) ## open the MLflow UI on the runs of this folder, on loopback
 test: $(INSTALLED) ## run the whole test suite
 	$(BIN)/python -m pytest
 
+faults: $(INSTALLED) ## kill, stop and starve whole runs
+	$(BIN)/python -m pytest -m faults
+
 compile: $(INSTALLED) ## compile every kernel for three GPUs and look for what does not fit; none is needed
 	$(BIN)/python -m pytest -m compiled --dist=load tests/kernels/test_compiled.py
 
@@ -54,4 +57,4 @@ lock: $(INSTALLED) ## write down what is installed, torch and triton left to the
 clean: ## remove the environment and caches; runs and data sets stay
 	rm -rf $(VENV) .venv-oldest .pytest_cache .mypy_cache .ruff_cache tinyllama.egg-info
 
-.PHONY: help install demo study ui test compile oldest check lock clean
+.PHONY: help install demo study ui test faults compile oldest check lock clean

@@ -145,7 +145,6 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
     from tinyllama import kernels
     from tinyllama.data.loader import HeldOut, Loader
     from tinyllama.data.manifest import Manifest
-    from tinyllama.data.skips import Skips
     from tinyllama.data.tokenizer import Tokenizer
     from tinyllama.data.verify import Verification
     from tinyllama.engine import distributed
@@ -160,14 +159,15 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
     from tinyllama.train import loop, outcome
     from tinyllama.train.meter import Meter, measured_matmul_flops
     from tinyllama.train.progress import TrainProgress
-    from tinyllama.train.recovery import Recovery, decisions
-    from tinyllama.train.spikes import Judge
+    from tinyllama.train.recovery import Recovery
+    from tinyllama.train.spikes import Judge, decisions, skips_of
 
     frozen = runs.thaw(run_dir)
     config, data = frozen.config, Path(frozen.data.folder)
     layout = config.parallelism
     ranks = distributed.Ranks.from_environment()
     device = distributed.use_device(layout.device, ranks, threads=layout.threads, ranks_here=layout.gpus)
+    lifeline.beat()
     # the watchdog, which says where a rank hangs, comes before the collectives' own end of patience
     distributed.meet(device, patience=2 * layout.hang_after)
     console.quiet = not ranks.is_first
@@ -232,7 +232,7 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
         named=lambda step: tracker.tell("checkpoint", step=step),
     )
     judge = Judge(config.spikes, recent=resumed.meta["losses"] if resumed else (), earlier=earlier)
-    skips = Skips(config.spikes.skip).adding(left_out for one in earlier for left_out in one.samples)
+    skips = skips_of(config.spikes, earlier)
     recovery = Recovery(plan=planned, judge=judge, skips=skips, engine=engine, saver=saver, tracker=tracker)
 
     def save(step: int) -> None:

@@ -65,20 +65,25 @@ def prepared(config: RunConfig, *, console: Console) -> tuple[Manifest, Path]:
 
 
 def inspect(config: RunConfig, *, console: Console) -> None:
-    """task=inspect: what a prepared set holds and what the run would make of it, or which documents make up a step."""
+    """task=inspect: what a prepared set holds and what the run would make of it, or which documents make up a step.
+
+    A run that has left samples out is shown as it went on.
+    """
     from tinyllama.data.inspect import show
+    from tinyllama.train.spikes import decisions, skips_of
 
     manifest, folder = prepared(config, console=console)
     planned, step = make_plan(config, measured_tokens=sizes(manifest)), config.inspect.at_step
     if step is not None and step >= planned.steps:
         raise ValueError(f"inspect.at_step: {step} is none of the run's steps, 0 to {planned.steps - 1}: choose one")
+    taken = skips_of(config.spikes, decisions(run_folder(config)))
     for part in show(
         manifest,
         folder,
         how=config.inspect,
         stages=mixture_stages(planned),
         sequences=planned.sequences_of(planned.steps - 1).stop,
-        step=None if step is None else planned.sequences_of(step),
+        step=None if step is None else [k for piece in taken.samples(planned.sequences_of(step)) for k in piece],
         context=config.model.context,
         seed=config.seed,
     ):

@@ -98,8 +98,8 @@ class Here:
 
     def final_hashes(self, run_dir: str) -> dict[str, str]:
         """What the last checkpoint's files hash to."""
-        last = max((self.folder / run_dir / "checkpoints").iterdir())
-        hashes: dict[str, str] = json.loads((last / "state.json").read_text())["sha256"]
+        last = max((self.folder / run_dir / "checkpoints").glob("step-*"))
+        hashes: dict[str, str] = json.loads((last / "state.json").read_text())["state"]["files"]
         return hashes
 
 

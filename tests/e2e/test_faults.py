@@ -136,7 +136,7 @@ def test_a_killed_rank_is_started_again_from_the_last_checkpoint(here: Here, two
 
 
 def test_a_stopped_rank_is_found_and_every_stack_is_written_down(here: Here, two: str) -> None:
-    running = start(here, "run_dir=runs/hung", *TWO, "parallelism.hang_after=10")
+    running = start(here, "run_dir=runs/hung", *TWO, "parallelism.hang_after=20")
     here.wait_for_checkpoint("runs/hung", 20, running)
     ranks = children(running.pid)
     os.kill(ranks[1], signal.SIGSTOP)

@@ -84,5 +84,17 @@ def test_every_token_counts_once(
     assert len(calls) == 1, "a rank that calls its engine more often than another waits for ever"
 
 
+@pytest.mark.parametrize("other", [False, True])
+def test_it_is_stopped_on_all_ranks_alike(monkeypatch: pytest.MonkeyPatch, other: bool) -> None:
+    """Where this rank is asked to stop, and where another is."""
+    engine = Engine(0, 1)
+    monkeypatch.setattr(module, "anywhere", lambda flag, device: flag or (other and engine.calls == 2))
+    monkeypatch.setattr(module, "sum_over_ranks", lambda mine: mine)
+    evaluator = Evaluator(engine, {"web": Windows()}, token_bytes=TOKEN_BYTES, micro_batch=1)  # type: ignore[arg-type, dict-item]
+    with pytest.raises(module.Interrupted):
+        evaluator.measure(stop=lambda: not other and engine.calls == 2)
+    assert engine.calls == 2
+
+
 def test_a_fair_coin_costs_a_bit() -> None:
     assert bits_per_byte(80 * math.log(2), 10) == pytest.approx(8)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.faults
 
 HERE = Path(__file__).parent
 DRIVER = """
@@ -41,17 +44,23 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Start:
+def start(tmp_path: Path) -> Iterator[Start]:
     """Start a launcher of two ranks in a process of its own, whose run folder is tmp_path."""
+    begun: list[subprocess.Popen[str]] = []
 
     def begin(function: str, *, restarts: int = 0, hang: int = 600, limit: int | None = None) -> subprocess.Popen[str]:
         values = {"function": function, "restarts": restarts, "hang": hang, "limit": limit}
         script = tmp_path / "driver.py"
         script.write_text(DRIVER.format(here=str(HERE), run_dir=str(tmp_path), **values))
         environment = os.environ | {"PYTHONPATH": str(HERE.parents[1])}
-        return subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
+        command = [sys.executable, str(script)]
+        begun.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
+        return begun[-1]
 
-    return begin
+    yield begin
+    for process in begun:  # after a test that failed
+        process.kill()
+        process.communicate()
 
 
 def until(condition: Callable[[], object], *, seconds: float = 60) -> None:
@@ -82,7 +91,7 @@ def alive(pid: int) -> bool:
 
 def test_a_killed_rank_ends_a_deaf_group_which_starts_again(start: Start, tmp_path: Path) -> None:
     launcher = start("die_once", restarts=1)
-    [_, deaf] = [0, pids(tmp_path)[0]]
+    deaf = pids(tmp_path)[0]
     until(lambda: not alive(deaf))
     assert time.monotonic() - float((tmp_path / "died").read_text()) < 15
     report, end = told(launcher)
@@ -150,6 +159,8 @@ def test_a_silent_rank_leaves_all_stacks(start: Start, tmp_path: Path, function:
     for rank in (0, 1):
         text = (stacks / f"rank-{rank}.txt").read_text()
         assert text.startswith(f"rank {rank}, process ") and "at step 7" in text and "in _stuck" in text
+        silence = float(re.search(r"last sign of life ([\d.]+) s before", text)[1])
+        assert silence > 2 if rank == 1 else silence < 1
 
 
 @pytest.mark.parametrize("function", ["stop_itself", "keep_the_interpreter"])
@@ -157,5 +168,9 @@ def test_no_rank_outlives_its_launcher(start: Start, tmp_path: Path, function: s
     launcher = start(function)
     ranks = pids(tmp_path)
     launcher.kill()
-    until(lambda: not any(alive(pid) for pid in ranks), seconds=5)
-    launcher.communicate()
+    try:
+        until(lambda: not any(alive(pid) for pid in ranks), seconds=5)
+    finally:
+        for pid in ranks:
+            if alive(pid):
+                os.kill(pid, signal.SIGKILL)

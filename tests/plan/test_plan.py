@@ -176,6 +176,10 @@ def test_steps_take_sequences_in_order_whatever_their_stage(config: Callable[...
     assert [len(step) for step in taken] == [32] * 3 + [64] * 2 + [32] * 6
     assert [k for step in taken for k in step] == list(range(plan.tokens // 256))
     assert [plan.tokens_by(step) for step in (0, 3, 5, 11)] == [0, 24_576, 57_344, 106_496]
+    changes = [step for step in range(11) if plan.changes_mixture(taken[step].start, taken[step].stop)]
+    assert changes == [0, 3, 5]
+    # 40 samples left out before: the second stage's mixture begins within what is now step 1
+    assert [k for k in range(11) if plan.changes_mixture(taken[k].start + 40, taken[k].stop + 40)] == [1, 4]
     assert refusal(config("budget.tokens=20K", "stages=[{tokens:1M},{}]")) == (
         "stages.1: the budget of 20,000 tokens ends before this stage begins, after 1,007,616: "
         "raise the budget or leave the stage out"

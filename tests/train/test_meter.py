@@ -14,8 +14,8 @@ from tinyllama.train import meter
 from tinyllama.train.meter import MFU_CONVENTION, Meter, Rates, measured_matmul_flops
 
 
-def new(*, steps_left: int = 10) -> Meter:
-    return Meter(flops_per_token=600, peak_flops=1e6, tokens_left=1000 * steps_left)
+def new() -> Meter:
+    return Meter(flops_per_token=600, peak_flops=1e6)
 
 
 def test_rates_by_hand() -> None:
@@ -23,19 +23,19 @@ def test_rates_by_hand() -> None:
     timed.add(2.0, tokens=1000)
     timed.add(3.0, tokens=1000)
     # 2,000 tokens in 5 s; 400 x 600 of 1e6 FLOPs a second; 8 steps of 2.5 s
-    assert timed.read() == Rates(tokens_per_s=400.0, mfu=0.24, seconds_left=20.0)
+    assert timed.read(tokens_left=8000) == Rates(tokens_per_s=400.0, mfu=0.24, seconds_left=20.0)
 
 
 def test_reading_starts_anew_but_time_left_is_by_the_whole_run() -> None:
     timed = new()
     timed.add(3.0, tokens=1000)
-    timed.read()
+    timed.read(tokens_left=9000)
     timed.add(1.0, tokens=1000)
     # 8 steps of 2 s, the mean of both
-    assert timed.read() == Rates(tokens_per_s=1000.0, mfu=0.6, seconds_left=16.0)
-    assert timed.overall() == Rates(tokens_per_s=500.0, mfu=0.3, seconds_left=16.0)
+    assert timed.read(tokens_left=8000) == Rates(tokens_per_s=1000.0, mfu=0.6, seconds_left=16.0)
+    assert timed.overall() == Rates(tokens_per_s=500.0, mfu=0.3, seconds_left=0.0)
     timed.add(2.0, tokens=1000)
-    assert timed.read() == Rates(tokens_per_s=500.0, mfu=0.3, seconds_left=14.0), "overall did not reset it"
+    assert timed.read(tokens_left=7000) == Rates(tokens_per_s=500.0, mfu=0.3, seconds_left=14.0), "overall reset it"
 
 
 def test_a_larger_step_counts_for_more() -> None:
@@ -43,14 +43,7 @@ def test_a_larger_step_counts_for_more() -> None:
     timed.add(2.0, tokens=1000)
     timed.add(2.0, tokens=3000)
     # 4,000 tokens in 4 s; 6,000 are left
-    assert timed.read() == Rates(tokens_per_s=1000.0, mfu=0.6, seconds_left=6.0)
-
-
-def test_nothing_is_left_after_the_last_step() -> None:
-    timed = new(steps_left=2)
-    for _ in range(2):
-        timed.add(1.0, tokens=1000)
-    assert timed.read().seconds_left == 0.0
+    assert timed.read(tokens_left=6000) == Rates(tokens_per_s=1000.0, mfu=0.6, seconds_left=6.0)
 
 
 def test_before_the_first_step_there_is_no_rate() -> None:

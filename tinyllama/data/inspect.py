@@ -57,9 +57,11 @@ def realised(mixture: Mixture, *, sequences: int, context: int) -> Table:
     return table
 
 
-def of_step(loader: Loader, documents: Mapping[str, Documents], *, samples: range, context: int) -> Iterator[str]:
+def of_step(
+    loader: Loader, documents: Mapping[str, Documents], *, samples: Sequence[int], context: int
+) -> Iterator[str]:
     """A line for each sequence of a step and each document in it: what to look at when the loss jumps."""
-    found = loader.mixture.locate(samples)
+    found = loader.mixture.locate(np.asarray(samples))
     for place, (source, epoch, window) in enumerate(zip(*(column.tolist() for column in found), strict=True)):
         name = loader.mixture.names[source]
         of_source = documents[name]
@@ -70,8 +72,8 @@ def of_step(loader: Loader, documents: Mapping[str, Documents], *, samples: rang
 
 
 def show(
-    manifest: Manifest, folder: Path, *, how: Inspect, stages: Sequence[Stage], sequences: int, step: range | None,
-    context: int, seed: int,
+    manifest: Manifest, folder: Path, *, how: Inspect, stages: Sequence[Stage], sequences: int,
+    step: Sequence[int] | None, context: int, seed: int,
 ) -> Iterator[Table | str]:  # fmt: skip
     """All that task=inspect tells: of the set, of a run of so many sequences, of a step that takes these samples."""
     documents = {name: Documents(manifest, folder, source=name) for name in manifest.sources}

@@ -114,7 +114,7 @@ class Saver:
         """Remove the checkpoint of a step."""
         self.finish()
         if self._ranks.is_first:
-            shutil.rmtree(self.place_of(step), ignore_errors=True)
+            _remove(self.place_of(step))
             self._point_at_newest()
         wait_for_all()
 
@@ -186,14 +186,14 @@ class Saver:
         _sync(self._partial / checkpoint.STATE)
         _sync(self._partial)
         place = self.place_of(step)
-        shutil.rmtree(place, ignore_errors=True)
+        _remove(place)
         self._partial.rename(place)
         self._point_at_newest()
         _sync(self._folder)
         every = self._kept.keep_every
         for old in checkpoint.found(self._folder)[: -self._kept.keep]:
             if not (every and checkpoint.step_of(old) % every == 0):
-                shutil.rmtree(old)
+                _remove(old)
 
     def _point_at_newest(self) -> None:
         """`latest`, for people and scripts; the program goes by the steps in the names."""
@@ -206,6 +206,14 @@ class Saver:
                 fresh.replace(link)
             else:
                 link.unlink(missing_ok=True)
+
+
+def _remove(place: Path) -> None:
+    """Remove a checkpoint, if it is there. A folder of a checkpoint's name is whole, also where this is cut short."""
+    doomed = place.with_name(f".{place.name}.old.partial")
+    if place.exists():
+        place.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def _memory_left() -> int:

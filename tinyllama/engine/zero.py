@@ -73,11 +73,12 @@ class Engine:
         accumulation: int,
         ranks: Ranks,
         device: torch.device,
-        beat: Callable[[], None] = lambda: None,
+        beat: Callable[..., None] = lambda *_: None,
     ) -> None:
         """Build the engine and give it a state. The process group has to be there (`distributed.meet`).
 
-        accumulation is that of the first steps; a step may come with another. beat is called after each piece of work.
+        accumulation is that of the first steps; a step may come with another. beat is called after each piece of
+        work, after a step with how many have been taken.
         """
         # set before the import, which looks for an accelerator: a CPU run must not find a GPU
         os.environ["DS_ACCELERATOR"] = device.type
@@ -127,8 +128,10 @@ class Engine:
                 if not mean <= ceiling or not math.isfinite(mean):
                     self._spoil()
             self._engine.step()
-        self.beat()
-        return StepRecord(mean, float(self._engine.get_global_grad_norm()), tuple(voted))
+        record = StepRecord(mean, float(self._engine.get_global_grad_norm()), tuple(voted))
+        self._taken += not record.refused
+        self.beat(self._taken)
+        return record
 
     @torch.no_grad()
     def evaluate(self, tokens_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,6 +193,7 @@ class Engine:
         from deepspeed import zero
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
+        self._taken = state.step
         optimizer = self._engine.optimizer
         inner = optimizer.optimizer
         # stage 3 keeps its flat shards beside the parameter groups, the others in them

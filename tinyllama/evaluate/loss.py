@@ -13,6 +13,8 @@ from tinyllama.data.loader import IGNORED, HeldOut
 from tinyllama.engine.distributed import anywhere, sum_over_ranks
 from tinyllama.engine.zero import Engine
 
+Ask = Callable[[], bool]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceLoss:
@@ -47,7 +49,7 @@ class Evaluator:
         self._token_bytes = torch.from_numpy(token_bytes.astype(np.int64))
         self._micro_batch = micro_batch
 
-    def measure(self, *, max_tokens: int | None = None, stop: Callable[[], bool] | None = None) -> dict[str, SourceLoss]:
+    def measure(self, *, max_tokens: int | None = None, stop: Ask | None = None) -> dict[str, SourceLoss]:
         """Each source's loss on its first max_tokens held-out tokens, rounded up to whole windows, or on all of them.
 
         Every rank has to call it; every rank gets the answer. Raises Interrupted, on all of them, once `stop` is true
@@ -55,7 +57,7 @@ class Evaluator:
         """
         return {name: self._measure(held_out, max_tokens, stop) for name, held_out in self._sources.items()}
 
-    def _measure(self, held_out: HeldOut, max_tokens: int | None, stop: Callable[[], bool] | None) -> SourceLoss:
+    def _measure(self, held_out: HeldOut, max_tokens: int | None, stop: Ask | None) -> SourceLoss:
         n_windows = len(held_out)
         if max_tokens is not None:
             n_windows = min(n_windows, math.ceil(max_tokens / held_out.context))

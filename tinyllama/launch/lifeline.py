@@ -7,7 +7,6 @@ because the disk may be full by then.
 from __future__ import annotations
 
 import ctypes
-import errno
 import faulthandler
 import math
 import mmap
@@ -20,6 +19,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+from tinyllama.launch.runs import DISK_FULL
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 """What schedulers send some time before they kill, and a terminal that is closed."""
 
@@ -27,7 +28,6 @@ LATE_SIGNALS = {*STOP_SIGNALS, signal.SIGINT, signal.SIGUSR1}
 """What a rank can take only once it has its handlers: it is started with them blocked."""
 
 _FINAL = (ValueError, ArithmeticError, FileNotFoundError)
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _PR_SET_PDEATHSIG = 1
 
 _STOP, _DEADLINE = range(2)
@@ -130,7 +130,7 @@ class Board:
     def write_failure(self, local: int, error: BaseException) -> None:
         """Keep what a rank raised."""
         state = State.FAILED_FOR_GOOD if isinstance(error, _FINAL) else State.FAILED
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             state = State.DISK_FULL
         message = f"{type(error).__name__}: {error}".replace("\0", "")[: _TEXT // 16]
         calls = "".join(traceback.format_exception(error)).replace("\0", "")

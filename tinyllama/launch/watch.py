@@ -123,6 +123,7 @@ class Watch(threading.Thread):
             self._kill(alive)
 
     def _write_stacks(self, alive: dict[Watched, str], now: float) -> str:
+        heads = {one: self._head(one, state, now) for one, state in alive.items()}  # before those that can go on do
         for one, state in alive.items():
             with suppress(ProcessLookupError):
                 if state == "T":
@@ -131,18 +132,19 @@ class Watch(threading.Thread):
         time.sleep(_DUMP)
         try:
             self._stacks.mkdir(parents=True, exist_ok=True)
-            for one, state in alive.items():
+            for one, head in heads.items():
                 dump = dump_of(self._dumps, one.local)
                 stack = dump.read_text(errors="replace") if dump.exists() else ""
-                said = self._board.state(one.local)
-                beat = f"last sign of life {now - self._board.beat(one.local):.1f} s before"
-                how = "still starting" if said == State.STARTING else f"{beat}, at step {self._board.step(one.local)}"
-                head = f"rank {one.rank}, process {one.pid}: {_words(state)}; {how}"
-                text = f"{head}\n\n{stack or 'it wrote no stack'}"
-                (self._stacks / f"rank-{one.rank}.txt").write_text(text)
+                (self._stacks / f"rank-{one.rank}.txt").write_text(f"{head}\n\n{stack or 'it wrote no stack'}")
         except OSError as error:
             return f"the stacks could not be written: {error}"
         return f"stacks of all ranks in {self._stacks}"
+
+    def _head(self, one: Watched, state: str, now: float) -> str:
+        beat = f"last sign of life {max(0.0, now - self._board.beat(one.local)):.1f} s before"
+        starting = self._board.state(one.local) == State.STARTING
+        how = "still starting" if starting else f"{beat}, at step {self._board.step(one.local)}"
+        return f"rank {one.rank}, process {one.pid}: {_words(state)}; {how}"
 
     def _kill(self, ranks: Iterable[Watched]) -> None:
         for one in ranks:

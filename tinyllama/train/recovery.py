@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from tinyllama.data.skips import Skips
 from tinyllama.engine.checkpoint import Checkpoint
@@ -12,16 +11,8 @@ from tinyllama.engine.saving import Saver
 from tinyllama.engine.start import state_of
 from tinyllama.engine.zero import Engine, StepRecord
 from tinyllama.plan.plan import Plan
-from tinyllama.tracking.journal import JOURNAL, read
 from tinyllama.tracking.tracker import Tracker
-from tinyllama.train.spikes import Decision, Judge
-
-
-def decisions(run_dir: Path) -> list[Decision]:
-    """What a run has decided so far, in all its processes, by its journal."""
-    path = run_dir / JOURNAL
-    lines = read(path) if path.exists() else []
-    return [Decision.of(line) for line in lines if line["kind"] in ("skip", "rollback")]
+from tinyllama.train.spikes import Judge
 
 
 class Recovery:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 from tinyllama.config.resilience import Spikes
+from tinyllama.data.skips import Skips
+from tinyllama.tracking.journal import JOURNAL, read
 
 GAUSSIAN = 1.4826
 """A Gaussian's standard deviation over its median absolute one."""
@@ -52,6 +55,18 @@ class Decision:
             if known[name] is None:
                 known[name] = float(record["reason"][name])
         return cls(**known | {"samples": tuple((first, end) for first, end in record["samples"])})
+
+
+def decisions(run_dir: Path) -> list[Decision]:
+    """What a run has decided so far, in all its processes, by its journal."""
+    path = run_dir / JOURNAL
+    lines = read(path) if path.exists() else []
+    return [Decision.of(line) for line in lines if line["kind"] in ("skip", "rollback")]
+
+
+def skips_of(spikes: Spikes, decided: Iterable[Decision]) -> Skips:
+    """What a run leaves out: what its configuration says, and what it has decided."""
+    return Skips(spikes.skip).adding(left_out for one in decided for left_out in one.samples)
 
 
 class Judge:
