@@ -16,10 +16,11 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from rich.console import Console
+from yaml import YAMLError
 
 from tinyllama import tasks
 from tinyllama.config import resolvers
-from tinyllama.config.load import ConfigError, load, near_miss, run_folder
+from tinyllama.config.load import ConfigError, broken_yaml, load, near_miss, run_folder
 from tinyllama.config.schema import RunConfig
 from tinyllama.launch import launcher, runs
 from tinyllama.plan.plan import make_plan
@@ -56,6 +57,8 @@ def main() -> int:
             check(config)
     except ConfigError as error:
         return refuse(*map(str, error.problems))
+    except YAMLError as error:
+        return refuse(broken_yaml(error))
     except (ValueError, HydraException) as error:  # Hydra's own bad values are plain ValueErrors
         return refuse(near_miss(str(error)))
     status = 0

@@ -64,7 +64,7 @@ def _serving(answer: Any) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(text)
 
-        do_GET = do_PUT = do_PATCH = do_POST
+        do_GET = do_PUT = do_PATCH = do_POST  # noqa: N815
 
         def log_message(self, *_: Any) -> None:
             """Says nothing."""
