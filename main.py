@@ -155,7 +155,6 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
     from tinyllama.engine.start import starting_state
     from tinyllama.engine.zero import Engine
     from tinyllama.evaluate.loss import Evaluator
-    from tinyllama.evaluate.sample import continue_text
     from tinyllama.model.llama import Llama
     from tinyllama.tracking.sync import ARTIFACTS
     from tinyllama.tracking.tracker import Tracker
@@ -236,12 +235,13 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
     )
     judge = Judge(config.spikes, recent=resumed.meta["losses"] if resumed else (), earlier=earlier)
     skips = skips_of(config.spikes, earlier)
-    recovery = Recovery(plan=planned, judge=judge, skips=skips, engine=engine, saver=saver, tracker=tracker)
+    recovery = Recovery(
+        plan=planned, judge=judge, skips=skips, engine=engine, saver=saver, tracker=tracker, report=progress.say
+    )
 
     def save(step: int) -> None:
         verification.check()  # nothing learnt from damaged tokens is kept
-        meta = {"tokens": planned.tokens_by(step), "digest": frozen.digest, "losses": judge.state()}
-        saver.save(step, meta=meta)
+        saver.save(step, meta={"tokens": planned.tokens_by(step), "digest": frozen.digest, "losses": judge.state()})
 
     result = outcome.began(config, digest=frozen.digest, plan=planned, start=start)
     if ranks.is_first:
@@ -269,8 +269,7 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
         if measured is None:
             result = outcome.stopped(result)
         elif ranks.is_first:
-            pieces, checkpoints = runs.tokenizer(run_dir), run_dir / runs.CHECKPOINTS
-            sample = continue_text(config.model, pieces, checkpoints, config.generate, config.seed)
+            sample = tasks.continued(run_dir, config.model, config)
             result = outcome.finished(result, manifest=manifest, measured=measured, meter=meter, sample=sample)
             outcome.draw(run_dir, result)
     except BaseException as error:

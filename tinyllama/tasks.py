@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from tinyllama.config.load import run_folder
-from tinyllama.config.schema import RunConfig
+from tinyllama.config.schema import Model, RunConfig
 from tinyllama.launch import runs
 from tinyllama.plan.plan import Plan, make_plan, render
 from tinyllama.tracking.record import write_json
@@ -94,12 +94,16 @@ def inspect(config: RunConfig, *, console: Console) -> None:
 
 def generate(config: RunConfig) -> None:
     """task=generate: continue a text with a run's newest weights."""
-    from tinyllama.evaluate.sample import continue_text
-
     assert config.generate.run is not None  # a rule of the gate
     run_dir = Path(config.generate.run)
-    shape = runs.with_checkpoint(run_dir).config.model
-    print(continue_text(shape, runs.tokenizer(run_dir), run_dir / runs.CHECKPOINTS, config.generate, config.seed))
+    print(continued(run_dir, runs.with_checkpoint(run_dir).config.model, config))
+
+
+def continued(run_dir: Path, shape: Model, config: RunConfig) -> str:
+    """What a run's newest weights make of config.generate's prompt."""
+    from tinyllama.evaluate.sample import continue_text
+
+    return continue_text(shape, runs.tokenizer(run_dir), run_dir / runs.CHECKPOINTS, config.generate, config.seed)
 
 
 def sync(config: RunConfig, *, console: Console) -> None:

@@ -116,6 +116,25 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     Checkpoint.at(tmp_path / "step-000000001").verify()
 
 
+def test_a_disk_that_is_full_when_the_checkpoint_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_state", full)
+    one = saver(tmp_path, OneRank(lambda: shares(2)))
+    one.save(2, meta={})
+    while not one.written:
+        pass
+    one.commit()
+    assert one.failed, "which is for all ranks to hear of first"
+    assert not one.written
+    with pytest.raises(OSError, match="No space left"):
+        one.finish()
+    assert sorted(os.listdir(tmp_path)) == ["latest", "step-000000001"]
+
+
 def test_room_is_looked_for_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saving.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
     one = saver(tmp_path, OneRank(lambda: shares(1), share_bytes=13_200_000_000))

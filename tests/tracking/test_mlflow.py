@@ -9,16 +9,18 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from mlflow import MlflowClient
 
+from tests.tracking import servers
 from tinyllama.tracking import writer as writer_module
 from tinyllama.tracking.journal import Journal
 from tinyllama.tracking.mlflow import MlflowRun
-from tinyllama.tracking.store import Mirror, default_uri, flatten
+from tinyllama.tracking.store import Mirror, Point, default_uri, flatten
 from tinyllama.tracking.writer import MlflowWriter
 
 PATIENCE = 60.0
@@ -210,6 +212,26 @@ def test_a_dead_server_neither_raises_nor_delays(tmp_path: Path, caplog: pytest.
         assert time.monotonic() - began < 16
     assert "metrics.jsonl" in caplog.text
     assert f"MLflow at {uri} does not have all of this run" in caplog.text
+
+
+def test_a_send_takes_what_waits_and_not_what_comes_meanwhile(tmp_path: Path) -> None:
+    """Where a call takes longer than a step there is always one more, and sending would never rest."""
+    with servers.dead() as uri:
+        writer = start(tmp_path / "run", uri=uri, capacity=5000)
+        sent: list[int] = []
+
+        class Run:
+            def send(self, batch: Sequence[Point]) -> None:
+                sent.append(len(batch))
+                assert len(sent) < 10
+                writer.metrics({"kind": "train", "time": 1.7e9, "step": 10_000 + len(sent), "loss": 1.0})
+
+        for step in range(2500):
+            writer.metrics({"kind": "train", "time": 1.7e9, "step": step, "loss": 1.0})
+        writer._send(cast("MlflowRun", Run()))
+        assert sent == [1000, 1000, 500]
+        assert len(writer._waiting) == 3
+        writer.close("KILLED", timeout=10)
 
 
 def test_close_gives_up_on_a_silent_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -136,7 +136,7 @@ def test_a_store_that_is_dear_to_send_to_is_sent_to_less_often(
             sum(range(500))
 
     monkeypatch.setattr(MlflowRun, "send", dear)
-    monkeypatch.setattr(writer_module, "SEND_EVERY", 0.0)
+    monkeypatch.setattr(writer_module, "SEND_EVERY", STEP)
     monkeypatch.setattr(writer_module, "SHARE", share)
     cost = run(tmp_path / "runs" / "run", tracked)
     assert (cost.writer > SHARE * cost.elapsed) == (share == 1.0)

@@ -42,7 +42,7 @@ class Saver:
 
         ranks_here share this machine's memory; named is called with the step of each checkpoint that is done.
         """
-        self._folder, self._engine, self._kept, self._ranks_here, self._named = folder, engine, kept, ranks_here, named
+        self.folder, self._engine, self._kept, self._ranks_here, self._named = folder, engine, kept, ranks_here, named
         self._ranks, self._device = engine.ranks, engine.device
         self._step: int | None = None
         self._meta: dict[str, Any] = {}
@@ -87,7 +87,10 @@ class Saver:
         if self._step is not None:
             if self._ranks.is_first:
                 self._guarded(self._name, self._step)
-            self._named(self._step)
+            if self._error is None:
+                self._named(self._step)
+            else:
+                shutil.rmtree(self._partial, ignore_errors=True)
         self._step = self._thread = None
 
     def finish(self) -> None:
@@ -102,13 +105,13 @@ class Saver:
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints that there are, oldest first, as the first rank sees them."""
-        here = [checkpoint.step_of(place) for place in checkpoint.found(self._folder)] if self._ranks.is_first else []
+        here = [checkpoint.step_of(place) for place in checkpoint.found(self.folder)] if self._ranks.is_first else []
         count = from_first(len(here), self._ranks, device=self._device)
         return [from_first(here[i] if here else 0, self._ranks, device=self._device) for i in range(count)]
 
     def place_of(self, step: int) -> Path:
         """The folder of the checkpoint of a step."""
-        return self._folder / checkpoint.name_of(step)
+        return self.folder / checkpoint.name_of(step)
 
     def discard(self, step: int) -> None:
         """Remove the checkpoint of a step."""
@@ -121,7 +124,7 @@ class Saver:
     @property
     def _partial(self) -> Path:
         assert self._step is not None
-        return self._folder / f".{checkpoint.name_of(self._step)}.partial"
+        return self.folder / f".{checkpoint.name_of(self._step)}.partial"
 
     def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
         """What goes wrong with the disk is kept until all ranks can know of it."""
@@ -140,12 +143,12 @@ class Saver:
         raise error or OSError(errno.EIO, "another rank could not write its share of a checkpoint, and says why")
 
     def _make_room(self, n_bytes: int) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self._folder).free
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
         if free < n_bytes + _SLACK:
             raise OSError(
                 errno.ENOSPC,
-                f"a checkpoint takes {n_bytes / 1e9:.3g} GB and the disk of {self._folder} has {free / 1e9:.3g} GB "
+                f"a checkpoint takes {n_bytes / 1e9:.3g} GB and the disk of {self.folder} has {free / 1e9:.3g} GB "
                 "left: free some, or keep fewer with checkpoint.keep; the same command goes on from the last one",
             )
         shutil.rmtree(self._partial, ignore_errors=True)
@@ -189,16 +192,16 @@ class Saver:
         _remove(place)
         self._partial.rename(place)
         self._point_at_newest()
-        _sync(self._folder)
+        _sync(self.folder)
         every = self._kept.keep_every
-        for old in checkpoint.found(self._folder)[: -self._kept.keep]:
+        for old in checkpoint.found(self.folder)[: -self._kept.keep]:
             if not (every and checkpoint.step_of(old) % every == 0):
                 _remove(old)
 
     def _point_at_newest(self) -> None:
         """`latest`, for people and scripts; the program goes by the steps in the names."""
-        newest = checkpoint.found(self._folder)[-1:]
-        link, fresh = self._folder / "latest", self._folder / ".latest"
+        newest = checkpoint.found(self.folder)[-1:]
+        link, fresh = self.folder / "latest", self.folder / ".latest"
         with suppress(OSError):  # some filesystems have no links
             fresh.unlink(missing_ok=True)
             if newest:

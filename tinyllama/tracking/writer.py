@@ -127,8 +127,11 @@ class MlflowWriter:
         return self._run
 
     def _send(self, run: MlflowRun) -> None:
-        while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), METRICS_PER_BATCH))]
+        # Only what waits by now: where a call takes longer than a step, there would always be one more.
+        left = len(self._waiting)
+        while left:
+            batch = [self._waiting.popleft() for _ in range(min(left, METRICS_PER_BATCH))]
+            left -= len(batch)
             try:
                 run.send(batch)
             except Exception:
