@@ -122,6 +122,7 @@ class Engine:
             loss, _ = self._engine(tokens[:, :-1], tokens[:, 1:])
             totals[0] += loss.detach()
             self._engine.backward(loss)
+            self.beat()
             if index == accumulation - 1:
                 total, *voted = sum_over_ranks(totals).tolist()
                 mean = total / (accumulation * self.ranks.world_size)

@@ -43,7 +43,7 @@ class Recovery:
         engine = self._engine
         self._saver.finish()
         # a checkpoint of so many steps comes before the sample that the step of that number takes first
-        first = {taken: self.samples(taken)[0].start for taken in self._saver.steps()}
+        first = {taken: self.skips.sample(self._plan.sequences_of(taken).start) for taken in self._saver.steps()}
         decision = self.judge.refused(
             step, loss=record.loss, grad_norm=record.grad_norm, samples=samples, checkpoints=first
         )
