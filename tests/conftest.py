@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,6 +18,9 @@ from tinyllama.config.load import load
 from tinyllama.config.schema import RunConfig
 
 ROOT = Path(__file__).parent.parent
+
+# a shell's & and nohup have SIGINT ignored, which processes hand on: Ctrl-C is to be one in the tests that press it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if not torch.cuda.is_available():
     # Triton looks at this when it is imported, and when it sees and runs a kernel; nothing else here is to have it
