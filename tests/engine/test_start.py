@@ -53,6 +53,8 @@ def test_where_none_is_whole_the_run_does_not_begin_anew(tmp_path: Path) -> None
         Damaged, match=r"step-000000001/exp_avg.* no checkpoint in .* is whole: restore one, or set resume=never"
     ):
         newest(tmp_path)
+    with pytest.raises(Damaged, match=r"all were damaged, and no checkpoint in .* is whole"):
+        newest(tmp_path)
 
 
 def test_a_run_begins_at_random_or_from_another_and_goes_on_from_its_own(tmp_path: Path) -> None:

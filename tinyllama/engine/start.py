@@ -67,9 +67,11 @@ def newest_whole(folder: Path, *, ranks: Ranks, device: torch.device, report: Re
             report(f"warning: {fault or f'{place} is damaged'}; it is now {aside.name}, and the one before it is taken")
         wait_for_all()
         fault = fault or f"{place} is damaged"
-    if fault is not None:
+    # those that an earlier start has set aside count too
+    if anywhere(ranks.is_first and any(folder.glob("damaged-step-*")), device=device):
         raise Damaged(
-            f"{fault}, and no checkpoint in {folder} is whole: restore one, or set resume=never to start over"
+            f"{fault or 'all were damaged'}, and no checkpoint in {folder} is whole: restore one, or set resume=never "
+            "to start over"
         )
     return None
 

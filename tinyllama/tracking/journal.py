@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -63,7 +65,10 @@ class Journal:
         line = (json.dumps(record, allow_nan=False) + "\n").encode()
         written = self._file.write(line)
         if written != len(line):
-            raise OSError(f"{self.path}: wrote {written} of {len(line)} bytes of a line; is the disk full?")
+            told = f"{self.path}: wrote {written} of {len(line)} bytes of a line; is the disk full?"
+            raise OSError(errno.ENOSPC, told)
+        if kind in ("skip", "rollback"):
+            os.fsync(self._file.fileno())  # the checkpoints that follow rest on it
         return record
 
     def close(self) -> None:
