@@ -151,7 +151,7 @@ class Engine:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         self._link()
-        owners = share_out(self._sizes(), self.ranks.world_size)
+        _, owners = self._owners()
         for part in ("weights", "exp_avg", "exp_avg_sq"):
             share = {}
             for name, parameter in self._engine.module.named_parameters():
@@ -169,12 +169,13 @@ class Engine:
     @property
     def share_bytes(self) -> int:
         """The largest rank's share of a state, in bytes."""
-        sizes = self._sizes()
-        owners = share_out(sizes, self.ranks.world_size)
+        sizes, owners = self._owners()
         return 12 * max(sum(sizes[name] for name in sizes if owners[name] == rank) for rank in set(owners.values()))
 
-    def _sizes(self) -> dict[str, int]:
-        return {name: getattr(p, "ds_numel", p.numel()) for name, p in self._engine.module.named_parameters()}
+    def _owners(self) -> tuple[dict[str, int], dict[str, int]]:
+        """How many numbers each parameter has, and which rank keeps it."""
+        sizes = {name: getattr(p, "ds_numel", p.numel()) for name, p in self._engine.module.named_parameters()}
+        return sizes, share_out(sizes, self.ranks.world_size)
 
     def _spoil(self) -> None:
         """Let the gradient be not a number, so that DeepSpeed leaves this step out and clears what belongs to it."""

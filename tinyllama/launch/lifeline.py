@@ -1,7 +1,7 @@
 """Each rank's line to the launcher that started it: what both can read at any time, whatever the other is stuck in.
 
-The line is a small file in memory, not a pipe: writing to it can not block, and it holds a failure's traceback too,
-because the disk may be full by then.
+The line is a small file that both map into memory, not a pipe: writing to it waits for no reader, and it holds a
+failure's traceback too, whose room is taken beforehand because the disk may be full by then.
 """
 
 from __future__ import annotations

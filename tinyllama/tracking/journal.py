@@ -91,7 +91,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     the run took them again. An unfinished last line is left out, so a live run's journal can be read. Errors:
     FileNotFoundError; ValueError where another line is no JSON object with a kind.
     """
-    return _told(path)[0]
+    return read_both(path)[0]
 
 
 def superseded(path: Path) -> list[tuple[int, int]]:
@@ -99,7 +99,7 @@ def superseded(path: Path) -> list[tuple[int, int]]:
 
     Errors: as for `read`.
     """
-    return _told(path)[1]
+    return read_both(path)[1]
 
 
 def last_measured(records: Iterable[Mapping[str, Any]]) -> int:
@@ -107,7 +107,8 @@ def last_measured(records: Iterable[Mapping[str, Any]]) -> int:
     return max((record["step"] for record in records if record["kind"] in MEASURED), default=0)
 
 
-def _told(path: Path) -> tuple[list[dict[str, Any]], list[tuple[int, int]]]:
+def read_both(path: Path) -> tuple[list[dict[str, Any]], list[tuple[int, int]]]:
+    """What `read` and `superseded` give, from one reading."""
     records: list[dict[str, Any]] = []
     again: list[tuple[int, int]] = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):

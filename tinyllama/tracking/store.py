@@ -7,7 +7,7 @@ import math
 import re
 import shlex
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,13 +54,24 @@ class Mirror:
             )
 
     @classmethod
-    def of(cls, run_dir: Path, config: Mapping[str, Any], *, digest: str, uri: str | None = None) -> Mirror:
+    def of(
+        cls,
+        run_dir: Path,
+        config: Mapping[str, Any],
+        *,
+        digest: str,
+        stretches: Sequence[tuple[int, int]] = (),
+        uri: str | None = None,
+    ) -> Mirror:
         """The MLflow run of a run folder, from its configuration as plain data; in another store where one is given.
 
-        A folder that was not named by run_dir lies in its runs_dir, wherever that is by now.
+        stretches are the steps that were measured again, as `journal.superseded` gives them. A folder that was not
+        named by run_dir lies in its runs_dir, wherever that is by now.
         """
         runs_dir = run_dir.parent if config["run_dir"] is None else Path(config["runs_dir"])
         tags = {section: config[section]["name"] for section in ("model", "data", "budget", "parallelism")}
+        if stretches:
+            tags[SUPERSEDED] = superseded_text(stretches)
         return cls(
             run_dir=run_dir,
             uri=uri or config["tracking"]["uri"] or default_uri(runs_dir),

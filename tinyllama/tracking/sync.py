@@ -5,13 +5,12 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tinyllama.tracking.journal import JOURNAL, read, superseded
+from tinyllama.tracking.journal import JOURNAL, read_both
 from tinyllama.tracking.mlflow import MlflowRun, Status
-from tinyllama.tracking.store import SUPERSEDED, Mirror, reach, series, superseded_text, without_password
+from tinyllama.tracking.store import Mirror, reach, series, without_password
 
 ARTIFACTS = ("config.yaml", "plan.json", "result.json", "curve.png")
 REACH_WITHIN = 5.0
@@ -57,12 +56,10 @@ def _told(run_dir: Path, uri: str | None) -> tuple[Mirror, list[dict[str, Any]]]
     """What a run folder says: the frozen configuration as it is, so that runs of other versions can be read as well."""
     try:
         whole = json.loads((run_dir / "config.json").read_text())
-        mirror = Mirror.of(run_dir, whole["config"], digest=whole["digest"], uri=uri)
-        records, stretches = read(run_dir / JOURNAL), superseded(run_dir / JOURNAL)
+        records, stretches = read_both(run_dir / JOURNAL)
+        mirror = Mirror.of(run_dir, whole["config"], digest=whole["digest"], stretches=stretches, uri=uri)
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{run_dir} holds no run with a journal ({error}): name the folder of a run") from error
-    if stretches:
-        mirror = replace(mirror, tags={**mirror.tags, SUPERSEDED: superseded_text(stretches)})
     return mirror, records
 
 

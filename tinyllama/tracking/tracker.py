@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tinyllama.config.load import as_dict
 from tinyllama.config.schema import RunConfig
-from tinyllama.tracking.journal import JOURNAL, MEASURED, Journal, last_measured, read, superseded
+from tinyllama.tracking.journal import JOURNAL, MEASURED, Journal, last_measured, read_both, superseded
 from tinyllama.tracking.mlflow import Status
 from tinyllama.tracking.store import SUPERSEDED, Mirror, superseded_text
 from tinyllama.tracking.writer import MlflowWriter
@@ -32,13 +31,14 @@ class Tracker:
         Steps after `start` that were measured before are taken again, as the journal and a tag of the run then say.
         """
         journal = Journal(run_dir / JOURNAL)
-        again = _stretch(start, last_measured(read(journal.path)))
-        journal.write("resume" if start else "start", step=start, pid=os.getpid(), **again)
+        records, stretches = read_both(journal.path)
+        last = last_measured(records)
+        journal.write("resume" if start else "start", step=start, pid=os.getpid(), **_stretch(start, last))
         if config.tracking.name == "journal":
             return cls(journal, last=start)
-        mirror = Mirror.of(run_dir, as_dict(config), digest=digest)
-        if stretches := superseded(journal.path):
-            mirror = replace(mirror, tags={**mirror.tags, SUPERSEDED: superseded_text(stretches)})
+        if last > start:
+            stretches.append((start + 1, last))
+        mirror = Mirror.of(run_dir, as_dict(config), digest=digest, stretches=stretches)
         return cls(journal, MlflowWriter(mirror), last=start)
 
     def tell(self, kind: str, /, **values: Any) -> None:
