@@ -37,7 +37,8 @@ def test_a_checkpoint_is_the_same_however_it_is_written(
     one.save(3, meta={})
     one.finish()
     Checkpoint.at(tmp_path / "step-000000003").verify()
-    assert os.listdir(tmp_path / "step-000000003") != []
+    names = [f"{part}-00000.safetensors" for part in ("exp_avg", "exp_avg_sq")]
+    assert sorted(os.listdir(tmp_path / "step-000000003")) == [*names, "state.json", "weights-00000.safetensors"]
     if not memory:
         assert held == ["", "weights-00000.safetensors", "exp_avg-00000.safetensors weights-00000.safetensors"]
 
