@@ -5,6 +5,11 @@
 
 from __future__ import annotations
 
+from tinyllama.launch.signals import requests
+
+if __name__ == "__main__":
+    requests.begin()  # before the other imports, which take seconds
+
 import os
 import sys
 from collections.abc import Callable
@@ -23,11 +28,13 @@ from tinyllama.config import resolvers
 from tinyllama.config.load import ConfigError, broken_yaml, load, near_miss, run_folder
 from tinyllama.config.schema import RunConfig
 from tinyllama.launch import launcher, runs
-from tinyllama.plan.plan import make_plan
+from tinyllama.plan.plan import Plan, make_plan, settled
+from tinyllama.plan.render import short
+from tinyllama.tracking.folder import RESULT, alone
 from tinyllama.tracking.record import write_json
-from tinyllama.tracking.store import tracking_uri, ui_command
 
 if TYPE_CHECKING:
+    from tinyllama.data.manifest import Manifest
     from tinyllama.launch.lifeline import Lifeline
     from tinyllama.tracking.mlflow import Status
 
@@ -43,42 +50,44 @@ def compose(point: DictConfig) -> None:
 
 
 def main() -> int:
-    """Compose, check every point, then run them one after the other. Returns the exit status.
+    """Do what the command line says. Returns the exit status.
 
     0 finished, 1 failed, 2 refused, 74 the disk is full, 75 stopped and to be started again, 130 interrupted.
     """
+    return requests.around(run, say=console.print)
+
+
+def run() -> int:
+    """Compose, check every point, then run them one after the other."""
     resolvers.register()
     # Hydra then raises what it would print, and all refusals look alike
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         compose()
         configs = [load(point) for point in points]
-        for config in configs:
-            check(config)
+        tasks.check(configs)
     except ConfigError as error:
         return refuse(*map(str, error.problems))
     except YAMLError as error:
         return refuse(broken_yaml(error))
     except (ValueError, HydraException) as error:  # Hydra's own bad values are plain ValueErrors
         return refuse(near_miss(str(error)))
+    if len(configs) > 1 and all(config.task == "plan" for config in configs):
+        tasks.plan_grid(configs, console=console)
+        return 0
     status = 0
     for number, config in enumerate(configs, start=1):
         if len(configs) > 1:
             console.rule(f"{number} of {len(configs)}: {run_folder(config)}", align="left")
         try:
+            requests.begin_part(config.time_limit)
             TASKS[config.task](config)
         except ValueError as error:
+            requests.check()  # some libraries make another error of what a request raises
             status = refuse(str(error))
         except (launcher.RankError, OSError) as error:
+            status = launcher.exit_status(error, requests)
             console.print("failed", error, style="red")
-            full = error.disk_full if isinstance(error, launcher.RankError) else error.errno in runs.DISK_FULL
-            status = os.EX_IOERR if full else 1
-        except launcher.Stopped as stopped:
-            console.print(f"{stopped}: the same command goes on where this one stopped")
-            return 130 if stopped.by_user else os.EX_TEMPFAIL
-        except KeyboardInterrupt:
-            console.print("interrupted: the same command goes on from the newest checkpoint")
-            return 130
     return status
 
 
@@ -89,53 +98,42 @@ def refuse(*reasons: str) -> int:
     return 2
 
 
-def check(config: RunConfig) -> None:
-    """Raise ValueError for what can be known not to work before anything is begun, of this point or a later one."""
-    from tinyllama.data import prepare
-
-    if config.task not in ("plan", "train", "inspect"):
-        return
-    manifest = prepare.find(config.data, data_dir=Path(config.data_dir))
-    if config.task != "plan" and manifest is None and not prepare.is_embedded(config.data):
-        line = [word for word in sys.argv[1:] if "=" in word]
-        raise ValueError(prepare.missing(config.data, data_dir=Path(config.data_dir), line=line))
-    tasks.check_stages(make_plan(config, measured_tokens=tasks.sizes(manifest)))
-    if config.task == "train":
-        launcher.check_gpus(config.parallelism)
-
-
 def train(config: RunConfig) -> None:
     """task=train: prepare what can be prepared on the spot, plan, freeze, start the ranks, tell what came out."""
     manifest, folder = tasks.prepared(config, console=console)
     identity = runs.DataIdentity.of(folder, tokenizer_sha256=manifest.tokenizer.sha256)
-    planned = make_plan(config, measured_tokens=tasks.sizes(manifest))
+    planned = tasks.planned(config, manifest=manifest)
     runs.check_init(config, identity)
     run_dir = run_folder(config)
-    # the launchers of one run on several machines work in one folder together; there its first rank keeps others out
-    with runs.alone(run_dir, held=config.parallelism.nodes == 1):
+    # of several machines one writes the run down, and the ranks of all read it
+    with alone(run_dir, meet=config.parallelism.rendezvous) as first:
         if config.resume == "never" and (aside := runs.set_aside(run_dir)):
             console.print(f"the earlier run is now {aside}")
-        runs.freeze(run_dir, config, identity)
-        if runs.finished(run_dir):
-            console.print(f"{run_dir} has finished already; resume=never trains it again")
-        else:
+        if runs.freeze(run_dir, settled(config, planned.micro_batch), identity, planned, writes=first):
             manifest.verify_small(folder)
-            write_json(run_dir / "plan.json", planned.as_dict())
-            sizes = f"{planned.parameters.total:,} parameters, {planned.tokens:,} tokens in {planned.steps:,} steps"
-            console.print(f"{run_dir}: {sizes}")
-            runs.check_room(run_dir, parameters=planned.parameters.total)
-            limit = config.time_limit
-            launcher.start_ranks(train_rank, run_dir, config.parallelism, time_limit=limit, report=console.print)
-    result = runs.finished(run_dir)
-    assert result is not None  # a rank that fails raises
+            planned = start(config, planned, run_dir=run_dir, identity=identity, manifest=manifest)
+        else:
+            console.print(f"{run_dir} has finished already; resume=never trains it again")
+    tasks.tell_result(config, planned, console=console)
 
-    from tinyllama.train import outcome
 
-    for part in outcome.render(result):
-        console.print(part)
-    console.print(f"run folder: {run_dir}")
-    if config.tracking.name == "mlflow":
-        console.print(f"compare runs: {ui_command(tracking_uri(config.tracking, runs_dir=Path(config.runs_dir)))}")
+def start(config: RunConfig, planned: Plan, *, run_dir: Path, identity: runs.DataIdentity, manifest: Manifest) -> Plan:
+    """Start the ranks; where an automatic micro-batch was too large, once again with half. Returns the last plan."""
+    for line in short(planned):
+        console.print(line)
+    ranks = partial(launcher.start_ranks, train_rank, run_dir, requests=requests, report=console.print)
+    try:
+        ranks(config.parallelism)
+    except launcher.RankError as error:
+        half, layout = planned.half_micro_batch, config.parallelism
+        if not error.out_of_memory or layout.micro_batch != "auto" or layout.nodes > 1 or half is None:
+            raise
+        console.print(f"out of memory: once again with parallelism.micro_batch={half}")
+        config = settled(config, half)
+        planned = tasks.planned(config, manifest=manifest)
+        runs.freeze(run_dir, config, identity, planned, writes=True)
+        ranks(config.parallelism)
+    return planned
 
 
 def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
@@ -159,7 +157,7 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
     from tinyllama.tracking.sync import ARTIFACTS
     from tinyllama.tracking.tracker import Tracker
     from tinyllama.train import loop, outcome
-    from tinyllama.train.meter import Meter, measured_matmul_flops
+    from tinyllama.train.meter import MemoryMeter, Meter, measured_matmul_flops
     from tinyllama.train.progress import TrainProgress
     from tinyllama.train.recovery import Recovery
     from tinyllama.train.spikes import Judge, decisions, skips_of
@@ -170,6 +168,7 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
     ranks = distributed.Ranks.from_environment()
     device = distributed.use_device(layout.device, ranks, threads=layout.threads, ranks_here=layout.gpus)
     lifeline.beat()
+    memory = MemoryMeter(device)
     # the watchdog, which says where a rank hangs, comes before the collectives' own end of patience
     distributed.meet(device, patience=2 * layout.hang_after)
     console.quiet = not ranks.is_first
@@ -190,17 +189,16 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
         ranks=ranks,
         device=device,
         report=console.print,
+        beat=lifeline.beat,
     )
     start = state.step
-    if start > planned.steps:
-        raise ValueError(f"budget: {run_dir} has taken {start:,} steps, more than {planned.steps:,}: raise it")
     engine = Engine(
         model,
         state=state,
         parallelism=layout,
         optimizer=config.optimizer,
         precision=config.train.precision,
-        accumulation=planned.stage_at(start).accumulation,
+        accumulation=planned.accumulation(planned.stage_at(start)),
         ranks=ranks,
         device=device,
         beat=lifeline.beat,
@@ -212,7 +210,7 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
         engine,
         {name: HeldOut(manifest, data, source=name, context=config.model.context) for name in config.data.sources},
         token_bytes=tokenizer.token_bytes(),
-        micro_batch=layout.micro_batch,
+        micro_batch=planned.micro_batch,
     )
     peak = (config.hardware.peak_tflops or 0) * 1e12 or measured_matmul_flops(device, config.train.precision)
     meter = Meter(flops_per_token=planned.flops_per_token.causal, peak_flops=peak * ranks.world_size)
@@ -221,8 +219,6 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
     distributed.wait_for_all()  # all have read the journal, to which the first now adds
     tracker, verification = Tracker(), Verification(manifest, data)
     if ranks.is_first:
-        if layout.nodes > 1:  # otherwise its launcher holds it
-            runs.hold(run_dir)
         if not manifest.is_small:
             verification.start()
         tracker = Tracker.open(run_dir, config=config, digest=frozen.digest, start=start)
@@ -234,18 +230,18 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
         named=lambda step: tracker.tell("checkpoint", step=step),
     )
     judge = Judge(config.spikes, recent=resumed.meta["losses"] if resumed else (), earlier=earlier)
-    skips = skips_of(config.spikes, earlier)
+    skips = skips_of(config.spikes, earlier, kept=resumed.meta.get("skipped", ()) if resumed else ())
     recovery = Recovery(
         plan=planned, judge=judge, skips=skips, engine=engine, saver=saver, tracker=tracker, report=progress.say
     )
 
     def save(step: int) -> None:
         verification.check()  # nothing learnt from damaged tokens is kept
-        saver.save(step, meta={"tokens": planned.tokens_by(step), "digest": frozen.digest, "losses": judge.state()})
+        saver.save(step, meta={"tokens": planned.tokens_by(step), "digest": frozen.digest, **recovery.state()})
 
     result = outcome.began(config, digest=frozen.digest, plan=planned, start=start)
     if ranks.is_first:
-        write_json(run_dir / runs.RESULT, result)
+        write_json(run_dir / RESULT, result)
     status: Status = "FAILED"
     try:
         measured = loop.train(
@@ -270,7 +266,8 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
             result = outcome.stopped(result)
         elif ranks.is_first:
             sample = tasks.continued(run_dir, config.model, config)
-            result = outcome.finished(result, manifest=manifest, measured=measured, meter=meter, sample=sample)
+            speed = outcome.speed(meter, memory=memory)
+            result = outcome.finished(result, manifest=manifest, measured=measured, speed=speed, sample=sample)
             outcome.draw(run_dir, result)
     except BaseException as error:
         result = outcome.failed(result, error)
@@ -278,7 +275,7 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
     finally:
         progress.close()
         if ranks.is_first:
-            write_json(run_dir / runs.RESULT, result)
+            write_json(run_dir / RESULT, result)
             tracker.tell("end", status=status)
             tracker.close(status, artifacts=[run_dir / name for name in ARTIFACTS])
     distributed.leave()  # once the result is there for every machine's launcher to read

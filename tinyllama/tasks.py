@@ -5,33 +5,103 @@ What a task needs is imported in it, so that a plan waits neither for torch nor 
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tinyllama.config.load import run_folder
+from tinyllama.config.load import ConfigError, Problem, run_folder
 from tinyllama.config.schema import Model, RunConfig
-from tinyllama.launch import runs
-from tinyllama.plan.plan import Plan, make_plan, render
+from tinyllama.launch import launcher, runs
+from tinyllama.plan.plan import Plan, make_plan
+from tinyllama.plan.render import Point, render, render_grid
 from tinyllama.tracking.record import write_json
+from tinyllama.tracking.store import tracking_uri, ui_command
+
+PLAN = "plan.json"
 
 if TYPE_CHECKING:
     from tinyllama.data.manifest import Manifest
     from tinyllama.data.mixture import Stage
 
 
-def plan(config: RunConfig, *, console: Console) -> None:
-    """task=plan: what the run will take, from the configuration alone."""
+def check(configs: Sequence[RunConfig]) -> None:
+    """Raise ConfigError for all that can be known not to work before anything is begun, of any point."""
+    problems: dict[str, Problem] = {}
+    for config in configs:
+        try:
+            _check(config)
+        except ConfigError as error:
+            problems |= {str(problem): problem for problem in error.problems}  # points repeat each other
+    if problems:
+        raise ConfigError(list(problems.values()))
+
+
+def _check(config: RunConfig) -> None:
     from tinyllama.data import prepare
 
-    planned = make_plan(config, measured_tokens=sizes(prepare.find(config.data, data_dir=Path(config.data_dir))))
-    for part in render(planned, title=f"{config.name}: {config.model.name} on {config.data.name}"):
+    if config.task not in ("plan", "train", "inspect"):
+        return
+    manifest = prepare.find(config.data, data_dir=Path(config.data_dir))
+    check_stages(make_plan(config, measured_tokens=sizes(manifest)))
+    if config.task != "plan" and manifest is None and not prepare.is_embedded(config.data):
+        line = [word for word in sys.argv[1:] if "=" in word]
+        raise ValueError(prepare.missing(config.data, data_dir=Path(config.data_dir), line=line))
+    if config.task == "train":
+        launcher.check_gpus(config.parallelism)
+
+
+def planned(config: RunConfig, *, manifest: Manifest | None) -> Plan:
+    """What a run will take, at the rate that an earlier run of its model measured, if there was one."""
+    return make_plan(config, measured_tokens=sizes(manifest), measured_rate=runs.measured_rate(config))
+
+
+def plan(config: RunConfig, *, console: Console) -> None:
+    """task=plan: what the run will take, from the configuration alone."""
+    whole = _planned_and_written(config)
+    for part in render(whole, title=f"{config.name}: {config.model.name} on {config.data.name}"):
         console.print(part)
-    folder = run_folder(config)
-    write_json(folder / "plan.json", planned.as_dict())
-    console.print(f"written to {folder / 'plan.json'}")
+    console.print(f"written to {run_folder(config) / PLAN}")
+
+
+def plan_grid(configs: Sequence[RunConfig], *, console: Console) -> None:
+    """task=plan of several points: a line for each, and what they take together."""
+    points = [
+        Point(
+            name=run_folder(config).name,
+            plan=_planned_and_written(config),
+            done=bool(runs.finished(run_folder(config))),
+        )
+        for config in configs
+    ]
+    for part in render_grid(points):
+        console.print(part)
+    console.print(f"each written to {PLAN} in its folder under {configs[0].runs_dir}")
+
+
+def _planned_and_written(config: RunConfig) -> Plan:
+    from tinyllama.data import prepare
+
+    whole = planned(config, manifest=prepare.find(config.data, data_dir=Path(config.data_dir)))
+    write_json(run_folder(config) / PLAN, whole.as_dict())
+    return whole
+
+
+def tell_result(config: RunConfig, planned: Plan, *, console: Console) -> None:
+    """What came of a finished run, and where it is to be seen."""
+    from tinyllama.train import outcome
+
+    run_dir = run_folder(config)
+    result = runs.finished(run_dir)
+    assert result is not None  # a rank that fails raises
+    for part in outcome.render(result, planned=planned):
+        console.print(part)
+    console.print(f"run folder: {run_dir}")
+    if config.tracking.name == "mlflow":
+        console.print(f"compare runs: {ui_command(tracking_uri(config.tracking, runs_dir=Path(config.runs_dir)))}")
 
 
 def download(config: RunConfig, *, console: Console) -> None:

@@ -42,7 +42,13 @@ REFUSED: dict[Pair, str] = {
         f"schedule.warmup_steps: 2000 must be fewer than the run's steps, {steps}: "
         "lower it, raise the budget or lower train.batch_tokens=2097152"
     )
-    for name, steps in {"flops": 73, "tokens": 1}.items()
+    for name, steps in {"flops": 73}.items()
+} | {
+    (("budget", "tokens"), ("experiment", "tinyllama_v1")): (
+        "budget: 1,500,000 tokens are less than one step of 2,097,152: raise it or lower train.batch_tokens\n"
+        "schedule.warmup_steps: 2000 must be fewer than the run's steps, 1: "
+        "lower it, raise the budget or lower train.batch_tokens=2097152"
+    )
 } | {
     (("budget", name), ("experiment", "tinyllama_v1_1")): (
         f"stages.1: the budget of {tokens:,} tokens ends before this stage begins, after 1,500,001,599,488: "
@@ -115,15 +121,17 @@ def test_options_plan_together(config: Callable[..., RunConfig], line: dict[str,
             assert run.kernels.backend == option
     plan = make_plan(run)
     assert plan.steps > run.schedule.warmup_steps
-    once = plan.world_size * run.parallelism.micro_batch * run.model.context
+    once = plan.world_size * plan.micro_batch * run.model.context
     for planned, asked in zip(plan.stages, run.stages or (None,), strict=True):
-        assert planned.accumulation * once == ((asked and asked.batch_tokens) or run.train.batch_tokens)
+        wanted = (asked and asked.batch_tokens) or run.train.batch_tokens
+        assert plan.accumulation(planned) * once == planned.sequences_per_step * run.model.context
+        assert wanted in ("auto", plan.accumulation(planned) * once)
     assert all(source.epochs is not None for source in plan.sources.values())
 
 
 @pytest.mark.parametrize("pair", REFUSED, ids=lambda pair: f"{pair[0][1]} {pair[1][1]}")
 def test_what_does_not_suit_a_recipe_is_refused(config: Callable[..., RunConfig], pair: Pair) -> None:
-    with pytest.raises(ValueError, match=r"^(schedule\.warmup_steps|stages)") as refusal:
+    with pytest.raises(ValueError, match=r"^(budget|schedule\.warmup_steps|stages)") as refusal:
         make_plan(config(*overrides(dict(pair))))
     assert str(refusal.value) == REFUSED[pair]
 

@@ -73,6 +73,8 @@ TYPES_AND_VALUES = [
     ("kernels.backend=tritn", "kernels.backend: 'tritn' should be auto, torch or triton; did you mean triton?"),
     ("parallelism.device=gpu", "parallelism.device: 'gpu' should be cpu or cuda"),
     ("parallelism.zero_stage=0", "parallelism.zero_stage: 0 should be 1, 2 or 3"),
+    ("parallelism.micro_batch=many", "parallelism.micro_batch: 'many' should be a whole number"),
+    ("plan.mfu=1.2", "plan.mfu: 1.2 should be less than or equal to 1"),
     ("optimizer.name=adam", "optimizer.name: 'adam' should be adamw"),
     ("budget.tokens=lots", f"budget.tokens: 'lots' {COUNT}"),
     ("budget.tokens=22Bn", f"budget.tokens: '22Bn' {COUNT}"),
@@ -121,16 +123,6 @@ BETWEEN = [
         "budget: nothing says how long to train: set one of tokens, epochs, tokens_per_param, flops",
     ),
     (
-        "parallelism.gpus=3",
-        "train.batch_tokens: 8192 is not a multiple of 3072 = model.context 256 x parallelism.micro_batch 4 x 3 ranks: "
-        "use 9216, or change the micro-batch",
-    ),
-    (
-        "train.batch_tokens=1000",
-        "train.batch_tokens: 1000 is not a multiple of 1024 = model.context 256 x parallelism.micro_batch 4 x 1 ranks: "
-        "use 1024, or change the micro-batch",
-    ),
-    (
         "schedule=wsd schedule.decay_fraction=null",
         "schedule.decay_fraction: wsd needs the fraction of the steps in which the rate falls, such as 0.2",
     ),
@@ -164,9 +156,7 @@ BETWEEN = [
         "stages.1.weights.txt: no such source; there is: text, code",
     ),
     (
-        "stages=[{},{batch_tokens:1000}]",
-        "stages.1.batch_tokens: 1000 is not a multiple of 1024 = model.context 256 x parallelism.micro_batch 4 x 1 "
-        "ranks: use 1024, or change the micro-batch\n"
+        "stages=[{},{}]",
         "stages.0.tokens: is null: say how long it is, only the last stage lasts until the budget ends",
     ),
     (
@@ -205,7 +195,9 @@ BETWEEN = [
     ),
     (
         "resume=force",
-        "run_dir: is null, and resume=force goes on with a run that has changed: say which, run_dir=runs/NAME",
+        "run_dir: is null, and resume=force goes on with a run that has changed: say which, run_dir=runs/NAME\n"
+        "train.batch_tokens: is auto, which another budget may take to another batch: write the run's own, which is in "
+        "its plan.json",
     ),
     (
         "checkpoint.keep_every=150",

@@ -102,6 +102,9 @@ DOES_NOT: list[dict[str, Any]] = [
     {"hardware.peak_tflops": 312.0},
     {"hardware.memory_gb": 80.0},
     {"hardware.price_per_hour": 1.0},
+    {"hardware.watts": 400.0},
+    {"hardware.mfu": 0.5},
+    {"hardware.mfu_source": "a paper"},
     {"tracking.name": "journal"},
     {"tracking.uri": "http://host:5000"},
     {"tracking.experiment": "other"},
@@ -113,6 +116,9 @@ DOES_NOT: list[dict[str, Any]] = [
     {"checkpoint.keep": 1},
     {"checkpoint.keep_every": 100},
     {"spikes.max_skips": 0},
+    {"plan.strict": False},
+    {"plan.mfu": 0.5},
+    {"plan.inference_tokens": 10**12},
     {"prepare.workers": 1},
     {"prepare.parts": 2},
     {"prepare.part": 0},
@@ -300,7 +306,7 @@ def test_nothing_can_be_set_afterwards(config: Callable[..., RunConfig]) -> None
     source = run.data.sources["slimpajama"]
     assert source.filter is not None
     sections = [value for value in vars(run).values() if dataclasses.is_dataclass(value)]
-    assert len(sections) == 16
+    assert len(sections) == 17
     for section in [run, run.data.tokenizer, source, source.filter, *sections]:
         for field in dataclasses.fields(section):
             with pytest.raises(dataclasses.FrozenInstanceError):
@@ -353,7 +359,7 @@ def test_every_field_says_what_it_is() -> None:
         for node in ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body
         if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "Section" for base in node.bases)
     }
-    assert len(sections) == 21
+    assert len(sections) == 22
     silent = []
     for name, section in sections.items():
         assert ast.get_docstring(section), name

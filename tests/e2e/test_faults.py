@@ -1,27 +1,19 @@
-"""Faults in whole runs, made for real: signals, a full disk, poisoned data, other ranks, dead trackers, secrets."""
+"""Faults in whole runs, made for real: signals, a full disk, other ranks, dead trackers, secrets."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 
-from tinyllama.data.loader import Loader, window_start
-from tinyllama.data.manifest import Manifest
-from tinyllama.engine.checkpoint import Checkpoint, found, sha256_of
-from tinyllama.launch.runs import thaw
-from tinyllama.plan.plan import make_plan
-from tinyllama.tasks import mixture_stages, sizes
+from tinyllama.engine.checkpoint import Checkpoint, found
 from tinyllama.tracking.journal import read
 
 if TYPE_CHECKING:
@@ -153,7 +145,7 @@ def test_a_stopped_rank_is_found_and_every_stack_is_written_down(here: Here, two
 
 def test_a_time_limit_stops_the_run_and_no_secret_is_anywhere(here: Here, two: str) -> None:
     """In no file of all runs so far, and in nothing that was said."""
-    running = start(here, "run_dir=runs/limited", *SHORT[:1], "budget.tokens=1B", "time_limit=0:00:12", **SECRETS)
+    running = start(here, "run_dir=runs/limited", *SHORT[:1], "budget.tokens=1B", "time_limit=0:00:40", **SECRETS)
     out = ended(running, within=90, status=os.EX_TEMPFAIL)
     assert "time limit" in out
     assert here.result("runs/limited")["status"] == "stopped"
@@ -161,71 +153,6 @@ def test_a_time_limit_stops_the_run_and_no_secret_is_anywhere(here: Here, two: s
     files = [path for path in here.folder.rglob("*") if path.is_file()]
     assert any(path.name == "mlflow.db" for path in files)
     assert not [path for path in files if CANARY.encode() in path.read_bytes()]
-
-
-def poison(run_dir: Path, data: Path, steps: list[int]) -> None:
-    """Write noise over the training tokens of these steps, and the new hashes into the manifest."""
-    frozen = thaw(run_dir)
-    manifest, context = Manifest.load(data), frozen.config.model.context
-    planned = make_plan(frozen.config, measured_tokens=sizes(manifest))
-    loader = Loader(manifest, data, stages=mixture_stages(planned), context=context, seed=frozen.config.seed)
-    noise = np.random.default_rng(0)
-    for step in steps:
-        where = loader.mixture.locate(planned.sequences_of(step))
-        for source, window in zip(where.source.tolist(), where.window.tolist(), strict=True):
-            split = manifest.sources[loader.mixture.names[source]].train
-            [shard] = split.shards
-            tokens = np.memmap(data / shard.file, dtype=manifest.tokenizer.dtype, mode="r+")
-            first = window_start(window, tokens=split.tokens, context=context)
-            tokens[first : first + context + 1] = noise.integers(3, 1024, context + 1)
-            tokens.flush()
-    raw = (data / "manifest.json").read_text()
-    for name in manifest.sources:
-        [shard] = manifest.sources[name].train.shards
-        raw = raw.replace(shard.sha256, sha256_of(data / shard.file))
-    (data / "manifest.json").write_text(raw)
-
-
-@pytest.fixture
-def poisoned(here: Here, two: str) -> Iterator[str]:
-    """Data in which the samples of steps 50, 70 and 71 are noise."""
-    original = next((here.folder / "datasets").iterdir())
-    data = here.folder / "poisoned" / original.name
-    shutil.copytree(original, data)
-    poison(here.folder / two, data, [50, 70, 71])
-    yield "data_dir=poisoned"
-    shutil.rmtree(data)
-
-
-def test_poisoned_batches_are_left_out_and_the_run_can_be_replayed(here: Here, poisoned: str) -> None:
-    """One is skipped; after two in a row the weights are suspected: back to the checkpoint, and past all since."""
-    line = [*SHORT, poisoned, "spikes.window=20", "spikes.threshold=8", "train.log_every=1"]
-    here.run("run_dir=runs/poisoned", *line)
-    lines = read(here.folder / "runs/poisoned/metrics.jsonl")
-    told = [
-        (one["kind"], one["step"], one["samples"], one["to"]) for one in lines if one["kind"] in ("skip", "rollback")
-    ]
-    batch = 32
-    # after the first skip all later samples stand one batch earlier
-    assert told == [
-        ("skip", 50, [[50 * batch, 51 * batch]], None),
-        ("skip", 69, [[70 * batch, 71 * batch]], None),
-        ("rollback", 69, [[61 * batch, 72 * batch]], 60),
-    ]
-    skipped = here.result("runs/poisoned")["skipped"]
-    assert skipped == [[50 * batch, 51 * batch], [61 * batch, 72 * batch]]
-    losses = here.losses("runs/poisoned")
-    assert list(losses) == list(range(1, 99)), "it takes as many steps as were planned"
-    assert max(abs(losses[step + 1] - losses[step]) for step in range(30, 98)) < 1
-
-    replay = f"spikes.skip={json.dumps(skipped)}".replace(" ", "")
-    here.run("run_dir=runs/replayed", *line, replay)
-    assert here.final_hashes("runs/replayed") == here.final_hashes("runs/poisoned")
-    assert here.losses("runs/replayed") == losses
-
-    refusal = here.run("run_dir=runs/bound", *line, "spikes.max_skips=0", expect=1)
-    assert "spikes.max_skips=0" in refusal
-    assert "task=inspect inspect.at_step=50" in refusal
 
 
 def test_a_run_goes_on_changed_where_it_is_forced(here: Here, two: str) -> None:
@@ -240,7 +167,7 @@ def test_a_run_goes_on_changed_where_it_is_forced(here: Here, two: str) -> None:
     assert here.run(*line, "optimizer.lr=5e-4").count("has finished already") == 1
     refusal = here.run("run_dir=runs/forced", *SHORT, "resume=force", "model.n_layers=3", expect=2)
     assert "run_dir: runs/forced has another model.n_layers" in refusal
-    refusal = here.run("run_dir=runs/forced", *SHORT, "resume=force", "budget.tokens=100K", expect=1)
+    refusal = here.run("run_dir=runs/forced", *SHORT, "resume=force", "budget.tokens=100K", expect=2)
     assert "has taken 118 steps, more than 49" in refusal
 
 

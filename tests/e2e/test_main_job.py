@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import numpy as np
 
 from tinyllama.data.manifest import Manifest
 from tinyllama.data.shards import TokenStream
+from tinyllama.tracking.folder import is_kept
 
 if TYPE_CHECKING:
     from .conftest import Here
@@ -114,6 +116,15 @@ def test_a_changed_run_in_a_named_folder_is_refused(here: Here, whole: str) -> N
     assert "run_dir: runs/whole holds a run with another optimizer.lr: " in refusal
 
 
+def test_a_run_that_has_taken_more_steps_than_are_planned_is_refused_and_stays_whole(here: Here, whole: str) -> None:
+    shutil.copytree(here.folder / "runs/whole", here.folder / "runs/shrunk")
+    names = ("config.json", "config.yaml", "plan.json", "result.json")
+    before = [(here.folder / "runs/shrunk" / name).read_bytes() for name in names]
+    refusal = here.run("run_dir=runs/shrunk", "resume=force", "budget.tokens=100K", expect=2)
+    assert "budget: runs/shrunk has taken 245 steps, more than 49: raise it" in refusal
+    assert [(here.folder / "runs/shrunk" / name).read_bytes() for name in names] == before
+
+
 def test_the_runs_of_one_line_share_no_process_and_one_failure_stops_no_other(here: Here, whole: str) -> None:
     out = here.run("-m", "optimizer.lr=1e30,1e-3", "budget.tokens=50K", "tracking=journal", expect=1)
     assert "the weights are at fault, and there is no checkpoint left to go back to: lower optimizer.lr" in out
@@ -180,9 +191,13 @@ def test_two_machines_meet_and_train_the_same_model(here: Here, whole: str) -> N
         subprocess.Popen(line, cwd=here.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for _ in range(2)
     ]
-    here.wait_for_checkpoint("runs/nodes", 40, both[0])
-    third = here.run(*line[len(here.command()) :], expect=2)
-    assert "run_dir: another process is training in runs/nodes" in third
+    while not is_kept(here.folder / "runs/nodes"):
+        assert both[0].poll() is None
+    # from now on: before the ranks have met, too
+    other = ("parallelism.nodes=2", "parallelism.rendezvous=localhost:29377")
+    for stranger in ((), other):
+        refusal = here.run("run_dir=runs/nodes", "budget.tokens=100K", *stranger, expect=2)
+        assert "run_dir: another process is training in runs/nodes" in refusal
     outputs = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert alone.count("step 49/49") >= 1

@@ -5,20 +5,13 @@ One launch per number of ranks measures everything (`ranks.py`); the tests here 
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
+from tests.engine.launched import measured
 from tinyllama.engine.zero import share_out
 
-HERE = Path(__file__).parent
 STAGES = ("stage 1", "stage 2", "stage 3")
 
 FP32_LOSS = 1e-6
@@ -33,31 +26,10 @@ BF16_MOVED = 2**-5
 which rounding is a larger part."""
 
 
-@cache
-def measured(ranks: int) -> dict[str, Any]:
-    """What ranks.py measures on so many ranks."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
-    meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=localhost"]
-    alone = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
-    with TemporaryDirectory() as folder:
-        out = Path(folder) / "found.json"
-        done = subprocess.run(
-            [*launcher, *meeting, str(HERE / "ranks.py"), str(out)],
-            env=os.environ | alone,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        found: dict[str, Any] = json.loads(out.read_text())
-    return found
-
-
 @pytest.fixture(params=[1, 2], ids=["one rank", "two ranks"])
 def found(request: pytest.FixtureRequest) -> dict[str, Any]:
     """The same on one rank and on two."""
-    return measured(request.param)
+    return measured("ranks.py", ranks=request.param)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -97,7 +69,7 @@ def test_a_state_is_taken_back_in_mid_run(found: dict[str, Any], stage: str, pre
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_votes_are_summed_over_the_ranks(ranks: int) -> None:
-    assert measured(ranks)["fp32 stage 1 votes"] == [ranks, sum(range(ranks))]
+    assert measured("ranks.py", ranks=ranks)["fp32 stage 1 votes"] == [ranks, sum(range(ranks))]
 
 
 def test_shares_are_even_and_whole() -> None:
@@ -116,9 +88,9 @@ def test_recomputation_changes_nothing(found: dict[str, Any], stage: str) -> Non
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_stopped_and_resumed_twice_is_bit_for_bit_the_same(stage: str, precision: str) -> None:
-    assert measured(1)[f"{precision} {stage} bit for bit"]
+    assert measured("ranks.py", ranks=1)[f"{precision} {stage} bit for bit"]
 
 
 @pytest.mark.parametrize("change", ["stage 1 to 2", "stage 2 to 3", "stage 3 to 1"])
 def test_a_state_fits_every_stage(change: str) -> None:
-    assert measured(1)[change] < FP32_WEIGHTS
+    assert measured("ranks.py", ranks=1)[change] < FP32_WEIGHTS

@@ -23,16 +23,20 @@ from types import SimpleNamespace
 sys.path.insert(0, {here!r})
 import rank_functions
 from tinyllama.launch import launcher
+from tinyllama.launch.signals import Stopped, StopRequests
 
 if __name__ == "__main__":
     layout = SimpleNamespace(nodes=1, gpus=2, rendezvous=None, device="cpu", max_restarts={restarts}, hang_after={hang})
     run_dir = Path({run_dir!r})
     report = lambda text: print("report", text, flush=True)
     function = getattr(rank_functions, {function!r})
+    requests = StopRequests()
+    requests.begin()
     try:
-        launcher.start_ranks(function, run_dir, layout, time_limit={limit}, report=report)
+        requests.begin_part({limit})
+        launcher.start_ranks(function, run_dir, layout, requests=requests, report=report)
         print("finished")
-    except launcher.Stopped as stopped:
+    except Stopped as stopped:
         print("stopped", stopped.by_user)
     except launcher.RankError as error:
         print("failed", error.disk_full, error)
@@ -145,8 +149,22 @@ def test_requests_to_a_rank_that_is_still_importing(start: Start, tmp_path: Path
     assert told(launcher) == ["stopped False"]
 
 
-def test_the_time_limit(start: Start) -> None:
-    assert told(start("beat_until_asked", restarts=1, limit=1)) == ["stopped False"]
+@pytest.mark.parametrize("limit", [1, 20])
+def test_the_time_limit(start: Start, tmp_path: Path, limit: int) -> None:
+    """While the launcher imports what it needs, and when the ranks have begun."""
+    began = time.monotonic()
+    assert told(start("beat_until_asked", restarts=1, limit=limit)) == ["stopped False"]
+    assert limit <= time.monotonic() - began < limit + 10
+    assert bool(list(tmp_path.glob("began-*"))) == (limit > 1)
+
+
+def test_signs_of_life_wait_for_no_disk(start: Start, tmp_path: Path) -> None:
+    start("beat_until_asked")
+    if not os.access("/dev/shm", os.W_OK):
+        pytest.skip("this machine has no folder in memory")
+    for pid in pids(tmp_path):
+        [board] = [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if line.endswith("/board")]
+        assert board.split()[-1].startswith("/dev/shm/")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def raised(error: Exception) -> Exception:
 
 
 def test_each_rank_has_a_slot_and_the_launcher_reads_it(tmp_path: Path) -> None:
-    launcher = Board.create(tmp_path / "board", ranks=2, seconds=None)
+    launcher = Board.create(tmp_path / "board", ranks=2)
     lines = [Lifeline(Board.open(tmp_path / "board"), local=local) for local in (0, 1)]
     assert [launcher.state(local) for local in (0, 1)] == [State.STARTING, State.STARTING]
     before = time.monotonic()
@@ -35,18 +35,13 @@ def test_each_rank_has_a_slot_and_the_launcher_reads_it(tmp_path: Path) -> None:
 
 
 def test_a_stop_reaches_all_and_outlives_a_restart(tmp_path: Path) -> None:
-    launcher = Board.create(tmp_path / "board", ranks=1, seconds=None)
+    launcher = Board.create(tmp_path / "board", ranks=1)
     line = Lifeline(Board.open(tmp_path / "board"))
     assert not line.stop_asked()
     launcher.ask_to_stop()
     launcher.clear()
     assert line.stop_asked()
-
-
-def test_the_time_limit_asks_to_stop(tmp_path: Path) -> None:
-    assert not Lifeline(Board.create(tmp_path / "later", ranks=1, seconds=60)).stop_asked()
-    assert Lifeline(Board.create(tmp_path / "now", ranks=1, seconds=-1)).stop_asked()
-    assert not Lifeline().stop_asked(), "without a launcher there is no limit"
+    assert not Lifeline().stop_asked(), "without a launcher nobody asks"
 
 
 @pytest.mark.parametrize(
@@ -62,7 +57,7 @@ def test_the_time_limit_asks_to_stop(tmp_path: Path) -> None:
     ],
 )
 def test_a_failure_is_kept_with_what_it_means(tmp_path: Path, error: Exception, state: State) -> None:
-    launcher = Board.create(tmp_path / "board", ranks=2, seconds=None)
+    launcher = Board.create(tmp_path / "board", ranks=2)
     Lifeline(Board.open(tmp_path / "board"), local=1).fail(raised(error))
     failure = launcher.failure(1)
     assert failure and failure.state == state
@@ -72,7 +67,7 @@ def test_a_failure_is_kept_with_what_it_means(tmp_path: Path, error: Exception, 
 
 
 def test_a_failure_longer_than_its_room_keeps_both_ends(tmp_path: Path) -> None:
-    board = Board.create(tmp_path / "board", ranks=2, seconds=None)
+    board = Board.create(tmp_path / "board", ranks=2)
     for local in (0, 1):
         Lifeline(board, local=local).fail(raised(ValueError("ä\0" * 200_000 + f"end of {local}")))
     for local in (0, 1):
@@ -82,7 +77,7 @@ def test_a_failure_longer_than_its_room_keeps_both_ends(tmp_path: Path) -> None:
 
 
 def test_the_cause_is_what_would_come_again_then_the_earliest() -> None:
-    board = Board(bytearray(8 * 2 + 3 * (8 * 3 + (1 << 16))))
+    board = Board(bytearray(8 + 3 * (8 * 3 + (1 << 16))))
     for local, error in enumerate([RuntimeError("one"), RuntimeError("two"), ValueError("three")]):
         board.write_failure(local, error)
     failures = [(local, failure) for local in (2, 1, 0) if (failure := board.failure(local))]

@@ -6,8 +6,12 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from tinyllama import kernels
 from tinyllama.config.schema import Model, RunConfig
+from tinyllama.model.llama import Llama
 from tinyllama.plan.count import count_flops, count_parameters
 
 
@@ -54,6 +58,35 @@ def test_each_group_counts_its_own_matrices() -> None:
     # scores and their product with the values: 2 FLOPs x context x width each, forward, and twice that backward
     assert count_flops(model).palm - 6 * count.without_input_embedding == 3 * 7 * 2 * (2 * 17 * 30)
     assert count_flops(replace(model, context=34)).six_n == count_flops(model).six_n
+
+
+@pytest.mark.parametrize("name", ["nano", "14m", "30m", "60m", "120m", "300m", "1.1b"])
+def test_counts_are_those_of_the_model(config: Callable[..., RunConfig], name: str) -> None:
+    shape = config(f"model={name}", "data=slimpajama_starcoder").model
+    with torch.device("meta"):
+        model = Llama(shape, ops=kernels.REFERENCE)
+    assert count_parameters(shape).total == sum(parameter.numel() for parameter in model.parameters())
+    assert count_parameters(shape).norms == sum(p.numel() for p in model.parameters() if p.ndim == 1)
+
+
+@pytest.mark.parametrize("name", ["nano", "14m", "1.1b"])
+def test_flops_are_those_that_pytorch_counts(config: Callable[..., RunConfig], name: str) -> None:
+    """On plain products of matrices: all pairs of positions, and no norms, which the conventions count as matrices."""
+    shape = config(f"model={name}", "data=slimpajama_starcoder").model
+    with torch.device("meta"):
+        model = Llama(shape, ops=kernels.REFERENCE)
+        model.embedding.weight.requires_grad_(False)  # meta has no backward of it, and it has no products
+        tokens = torch.zeros(2, shape.context, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        x = model.embedding(tokens).requires_grad_()
+        update = None
+        for block in model.blocks:
+            x, update, _ = block(x, update)
+        normed, _ = model.norm(x, update)
+        loss, _ = model.head(normed, tokens)
+        loss.backward()
+    counted = count_flops(shape).palm - 6 * count_parameters(shape).norms
+    assert counter.get_total_flops() == 2 * shape.context * counted
 
 
 def test_mfu_of_the_published_run_under_each_convention(tinyllama: Model) -> None:

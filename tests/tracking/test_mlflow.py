@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -232,6 +233,68 @@ def test_a_send_takes_what_waits_and_not_what_comes_meanwhile(tmp_path: Path) ->
         assert sent == [1000, 1000, 500]
         assert len(writer._waiting) == 3
         writer.close("KILLED", timeout=10)
+
+
+def test_a_long_replay_keeps_neither_the_status_nor_the_artifacts_back(
+    runs_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A resumed run of many lines ends before MLflow was asked for all it has; what it lacks comes with task=sync."""
+    run_dir, uri, over = runs_dir / "long", default_uri(runs_dir), threading.Event()
+    replay, asked = MlflowRun.replay, []
+
+    def slow(run: Any, records: Any) -> int:
+        asked.append(len(records))
+        over.wait(PATIENCE)
+        return replay(run, records)
+
+    monkeypatch.setattr(MlflowRun, "replay", slow)
+    with Journal(run_dir / "metrics.jsonl") as journal:
+        train(journal, None, first=1, last=4)  # by a process that died
+        writer = start(run_dir, uri=uri)
+        train(journal, writer, first=5, last=6)
+    (run_dir / "result.json").write_text("{}")
+    while writer._run is None:
+        time.sleep(0.01)
+    writer.tag("superseded", "step 4")
+    writer.close("FINISHED", artifacts=[run_dir / "result.json"], timeout=3.0)
+    client, run = stored(uri, run_dir)
+    assert asked == [6]
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["superseded"] == "step 4"
+    assert [artifact.path for artifact in client.list_artifacts(run.info.run_id)] == ["result.json"]
+    assert history(uri, run_dir, "train/loss") == [(5, 1 / 5), (6, 1 / 6)]
+    assert "does not have all of this run" in caplog.text
+    over.set()
+    writer._thread.join(PATIENCE)
+    assert history(uri, run_dir, "train/loss") == [(step, 1 / step) for step in range(1, 7)]
+    assert stored(uri, run_dir)[1].info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("broken", ["upload", "end", "tag"])
+def test_one_part_of_the_end_that_fails_keeps_no_other_back(
+    runs_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    run_dir, uri = runs_dir / f"broken-{broken}", default_uri(runs_dir)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no such bucket")
+
+    with Journal(run_dir / "metrics.jsonl") as journal:
+        train(journal, None, first=1, last=2)
+        writer = start(run_dir, uri=uri)
+        while writer._run is None:
+            time.sleep(0.01)
+        monkeypatch.setattr(MlflowRun, broken, fail)
+        train(journal, writer, first=3, last=4)
+        writer.tag("superseded", "step 4")
+    (run_dir / "result.json").write_text("{}")
+    writer.close("FAILED", artifacts=[run_dir / "result.json"], timeout=PATIENCE)
+    client, run = stored(uri, run_dir)
+    assert history(uri, run_dir, "train/loss") == [(step, 1 / step) for step in range(1, 5)]
+    assert (run.info.status == "FAILED") == (broken != "end")
+    assert bool(client.list_artifacts(run.info.run_id)) == (broken != "upload")
+    assert ("superseded" in run.data.tags) == (broken != "tag")
+    assert "does not have all of this run" in caplog.text
 
 
 def test_close_gives_up_on_a_silent_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tinyllama.config.schema import RunConfig
-from tinyllama.plan.count import count_flops
 from tinyllama.train import meter
-from tinyllama.train.meter import MFU_CONVENTION, Meter, Rates, measured_matmul_flops
+from tinyllama.train.meter import Meter, Rates, measured_matmul_flops
 
 
 def new() -> Meter:
@@ -48,10 +45,6 @@ def test_a_larger_step_counts_for_more() -> None:
 
 def test_before_the_first_step_there_is_no_rate() -> None:
     assert new().overall() is None
-
-
-def test_the_convention_is_one_that_the_plan_counts(config: Callable[..., RunConfig]) -> None:
-    assert MFU_CONVENTION in count_flops(config().model).conventions
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])

@@ -19,7 +19,6 @@ from tinyllama.config.schema import (
     Model,
     Parallelism,
     Schedule,
-    Stage,
     Tracking,
     Train,
 )
@@ -74,22 +73,6 @@ def one_budget(budget: Budget) -> Broken:
         yield "budget", f"{given} are set, exactly one may be: {remedy}, or take it back, budget.{wanted}=null"
     if not chosen:
         yield "budget", f"nothing says how long to train: set one of {', '.join(ways)}"
-
-
-def batch_divides(train: Train, model: Model, parallelism: Parallelism, stages: tuple[Stage, ...]) -> Broken:
-    """An optimizer step is a whole number of micro-batches on every rank."""
-    once = model.context * parallelism.micro_batch * parallelism.world_size
-    batches = {"train.batch_tokens": train.batch_tokens}
-    batches |= {f"stages.{i}.batch_tokens": stage.batch_tokens for i, stage in enumerate(stages) if stage.batch_tokens}
-    for key, tokens in batches.items():
-        if tokens % once:
-            near = max(1, round(tokens / once)) * once
-            yield (
-                key,
-                f"{tokens} is not a multiple of {once} = model.context {model.context} x "
-                f"parallelism.micro_batch {parallelism.micro_batch} x {parallelism.world_size} ranks: use {near}, "
-                "or change the micro-batch",
-            )
 
 
 def decay_belongs_to_wsd(schedule: Schedule) -> Broken:
@@ -177,6 +160,15 @@ def force_says_which_run(resume: str, run_dir: str | None) -> Broken:
         )
 
 
+def force_keeps_the_batch(resume: str, train: Train) -> Broken:
+    """A run that goes on with another budget counts its samples by the batch that it began with."""
+    if resume == "force" and train.batch_tokens == "auto":
+        yield (
+            "train.batch_tokens",
+            "is auto, which another budget may take to another batch: write the run's own, which is in its plan.json",
+        )
+
+
 def kept_checkpoints_are_made(checkpoint: Checkpoint) -> Broken:
     """Only a step that is saved can be kept."""
     if checkpoint.keep_every and checkpoint.keep_every % checkpoint.every:
@@ -219,7 +211,6 @@ RULES: tuple[Callable[..., Broken], ...] = (
     heads_divide,
     vocabulary_fits,
     one_budget,
-    batch_divides,
     decay_belongs_to_wsd,
     nodes_meet,
     generate_has_a_run,
@@ -227,6 +218,7 @@ RULES: tuple[Callable[..., Broken], ...] = (
     evaluation_holds_a_sequence,
     nodes_start_over_together,
     force_says_which_run,
+    force_keeps_the_batch,
     kept_checkpoints_are_made,
     skips_are_ranges,
     experiment_has_a_name,

@@ -105,8 +105,8 @@ class Parallelism(Section):
     """host:port where the launchers of several machines meet; null for one machine."""
     zero_stage: Literal[1, 2, 3]
     """What is sharded over the ranks: 1 optimizer state, 2 also gradients, 3 also parameters (arXiv 1910.02054)."""
-    micro_batch: PositiveInt
-    """Sequences a rank takes through the model at once."""
+    micro_batch: PositiveInt | Literal["auto"]
+    """Sequences a rank takes through the model at once; auto takes the most that the plan says fit."""
     recompute: bool
     """Recompute each block's activations in the backward pass instead of keeping them."""
     threads: PositiveInt | None
@@ -177,6 +177,12 @@ class Hardware(Section):
     """Memory of one GPU, in 10^9 bytes."""
     price_per_hour: PositiveFloat | None
     """US dollars for one GPU for one hour."""
+    watts: PositiveFloat | None
+    """Power of one GPU under load, from its data sheet."""
+    mfu: Share | None
+    """MFU to plan with where none has been measured, 6N without the input embedding and with causal attention."""
+    mfu_source: str | None
+    """Where that MFU was reached."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +201,8 @@ class Tracking(Section):
 class Train(Section):
     """The batch and the loop's cadence."""
 
-    batch_tokens: Count
-    """Tokens in one optimizer step, over all ranks and accumulation."""
+    batch_tokens: Count | Literal["auto"]
+    """Tokens in one optimizer step, over all ranks and accumulation; auto follows the run's compute (plan.horizon)."""
     precision: Literal["fp32", "bf16"]
     """Of the model's arithmetic; the optimizer always keeps fp32."""
     mask_documents: bool
@@ -207,6 +213,19 @@ class Train(Section):
     """Steps between two evaluations."""
     eval_tokens: Count
     """Held-out tokens per source in an evaluation during training; the last one takes them all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planning(Section):
+    """How a plan is made, and what it decides."""
+
+    strict: bool
+    """Refuse to train what does not fit into the memory; without it, only say so."""
+    mfu: Annotated[float, Field(gt=0, le=1)] | None
+    """MFU to plan with; null takes what an earlier run of the model measured here, or else the hardware's."""
+    inference_tokens: Count | None
+    """Tokens that the model will be asked for after training: the plan says which size and length serve them with the
+    least compute in all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +289,7 @@ class RunConfig(Section):
     train: Train
     checkpoint: Checkpoint
     spikes: Spikes
+    plan: Planning
     prepare: Prepare
     inspect: Inspect
     generate: Generate

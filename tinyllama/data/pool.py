@@ -115,10 +115,11 @@ _shared: Any = None
 
 
 def _begin(shared: Any) -> None:
-    """Makes a process a worker: it leaves interrupts to its parent, and does not outlive it."""
+    """Makes a process a worker: it leaves to its parent what asks to stop, and does not outlive it."""
     global _shared
     _shared = shared
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):  # by SIGTERM the pool ends them itself
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -7,11 +7,12 @@ and its own. It is written beside its place and renamed: a folder of that name i
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from torch import Tensor
 
 PARTS = ("weights", "exp_avg", "exp_avg_sq")
 STATE = "state.json"
+BAD = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)
+"""What a disk says of what it has lost. Whatever else it says may pass: a folder that is not mounted comes back."""
+_CHUNK = 1 << 20
 
 
 class Damaged(ValueError):  # noqa: N818
@@ -65,14 +69,15 @@ class Checkpoint:
 
     @classmethod
     def at(cls, place: Path) -> Checkpoint:
-        """Read its state.json. Raises Damaged where that is not what was written."""
+        """Read its state.json. Raises Damaged where it is not what was written, OSError where it cannot be reached."""
         try:
-            whole = json.loads((place / STATE).read_text())
+            with _reading(place / STATE):
+                whole = json.loads((place / STATE).read_text())
             state = whole["state"]
             if whole["sha256"] != _digest(state):
                 raise Damaged(f"{place / STATE} is not what was written: its sha256 differs")
             return cls(place, state["step"], state["meta"], state["files"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, Damaged):
                 raise
             raise Damaged(f"{place / STATE} cannot be read: {error!r}") from error
@@ -81,14 +86,17 @@ class Checkpoint:
         """The files of some parts, or of all."""
         return [self.place / name for name in sorted(self.sha256) if name.partition("-")[0] in (parts or PARTS)]
 
-    def verify(self, *parts: str, share: tuple[int, int] = (0, 1)) -> None:
-        """Hash the files of some parts, or of all: every n-th from the i-th on for a share of (i, n). Raises Damaged
-        where one is not what was written."""
+    def verify(self, *parts: str, share: tuple[int, int] = (0, 1), beat: Callable[[], None] = lambda: None) -> None:
+        """Hash the files of some parts, or of all: every n-th from the i-th on for a share of (i, n).
+
+        beat is called on the way. Raises Damaged where a file is not what was written, OSError where it cannot be
+        reached.
+        """
         first, every = share
         for path in self.files(*parts)[first::every]:
-            if not path.is_file():
-                raise Damaged(f"{path} is missing")
-            if sha256_of(path) != self.sha256[path.name]:
+            with _reading(path):
+                hashed = sha256_of(path, beat=beat)
+            if hashed != self.sha256[path.name]:
                 raise Damaged(f"{path} is not what was written: its sha256 differs")
 
     def tensors(self, part: str) -> Tensors:
@@ -125,10 +133,27 @@ def latest_weights(folder: Path) -> Tensors:
     return newest.tensors("weights")
 
 
-def sha256_of(path: Path) -> str:
-    """A file's hash, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(path: Path, *, beat: Callable[[], None] = lambda: None) -> str:
+    """A file's hash, in hex. beat is called on the way."""
+    digest, chunk = hashlib.sha256(), memoryview(bytearray(_CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while length := file.readinto(chunk):
+            digest.update(chunk[:length])
+            beat()
+    return digest.hexdigest()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Tell what the disk has lost, and raise Damaged, from what cannot be reached now, which stays an OSError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in BAD:
+            raise Damaged(f"{path} cannot be read: {error!r}") from error
+        if isinstance(error, FileNotFoundError) and path.parent.is_dir():
+            raise Damaged(f"{path} is missing") from error
+        raise
 
 
 def _digest(state: dict[str, Any]) -> str:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Beat = Callable[[], None]
+"""Gives a sign of life."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +62,15 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def anywhere(flag: bool, *, device: torch.device) -> bool:
-    """Whether it is so on any rank; all learn of it."""
-    return bool(sum_over_ranks(torch.tensor([float(flag)], device=device))[0])
+def anywhere(flag: bool, *, device: torch.device, beat: Beat | None = None) -> bool:
+    """Whether it is so on any rank; all learn of it. beat is called while others are awaited, who may be slow."""
+    total = torch.tensor([float(flag)], device=device)
+    asked = dist.all_reduce(total, async_op=True)
+    while beat is not None and not asked.is_completed():
+        beat()
+        time.sleep(0.001)
+    asked.wait()
+    return bool(total[0])
 
 
 def from_first(number: int, ranks: Ranks, *, device: torch.device) -> int:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,9 @@ from safetensors.torch import save_file
 
 from tinyllama.config.resilience import Checkpoint as Kept
 from tinyllama.engine import checkpoint
-from tinyllama.engine.distributed import anywhere, from_first, wait_for_all
+from tinyllama.engine.distributed import Beat, anywhere, from_first, wait_for_all
+from tinyllama.engine.room import check_room
 from tinyllama.engine.zero import Engine, Weights
-
-_SLACK = 16 << 20
-"""Bytes to leave free beside a checkpoint, for the journal and what else a run writes."""
 
 Part = tuple[str, Weights]
 
@@ -47,7 +45,9 @@ class Saver:
         self._step: int | None = None
         self._meta: dict[str, Any] = {}
         self._thread: threading.Thread | None = None
-        self._error: OSError | None = None
+        self._hashes: dict[str, str] = {}
+        self._sealed = False
+        self._error: Exception | None = None
         if self._ranks.is_first:
             for stale in folder.glob(".step-*.partial"):
                 shutil.rmtree(stale)
@@ -55,27 +55,35 @@ class Saver:
     def save(self, step: int, *, meta: dict[str, Any]) -> None:
         """Begin the checkpoint of a step, which `commit` or `finish` ends.
 
-        Where the machine's memory has room for all shares they are taken at once and written beside the training,
-        otherwise each part is written before the next is taken. Raises OSError on all ranks alike, and what was written
-        of it goes.
+        Where every machine's memory has room for all shares they are taken at once and written beside the training,
+        otherwise each part is written before the next is taken. Raises on all ranks, on one of them what went wrong
+        there and OSError on the others, and what was written of it goes.
         """
         n_bytes = self._engine.share_bytes
         self.finish()
-        self._step, self._meta = step, meta
+        self._step, self._meta, self._hashes, self._sealed = step, meta, {}, False
         if self._ranks.is_first:
             self._guarded(self._make_room, n_bytes * self._ranks.world_size)
         self._raise_together()
-        if n_bytes * self._ranks_here < _memory_left() // 2:
+        # all ranks the same: to take a share they wait for each other, and would for the disk of one that writes
+        if not anywhere(n_bytes * self._ranks_here >= _memory_left() // 2, device=self._device):
             taken = list(self._engine.shares())
-            self._thread = threading.Thread(target=self._guarded, args=(self._write, taken), daemon=True)
+            self._thread = threading.Thread(target=self._guarded, args=(self._write_all, taken), daemon=True)
             self._thread.start()
-        else:
-            self._guarded(self._write, self._engine.shares())
+            return
+        beat = self._engine.beat
+        for part in self._engine.shares():
+            # all parts are taken even when the disk fails, since the other ranks take them too
+            if self._error is None:
+                self._guarded(self._write, part, beat)
+            anywhere(False, device=self._device, beat=beat)  # the slower disks are waited for here, with signs of life
+        if self._error is None:
+            self._guarded(self._seal)
 
     @property
     def written(self) -> bool:
         """Whether this rank's share of a begun checkpoint is on disk. Where it is on all ranks: `commit`."""
-        return self._step is not None and (self._thread is None or not self._thread.is_alive()) and not self._error
+        return self._step is not None and self._sealed and not self._error
 
     @property
     def failed(self) -> bool:
@@ -94,7 +102,7 @@ class Saver:
         self._step = self._thread = None
 
     def finish(self) -> None:
-        """Wait for the checkpoint that is being written, if there is one, and name it. Raises OSError on all alike."""
+        """Wait for the checkpoint that is being written, if there is one, and name it. Raises as `save` does."""
         while self._thread is not None and self._thread.is_alive():
             self._thread.join(1.0)
             self._engine.beat()
@@ -127,14 +135,14 @@ class Saver:
         return self.folder / f".{checkpoint.name_of(self._step)}.partial"
 
     def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
-        """What goes wrong with the disk is kept until all ranks can know of it."""
+        """What goes wrong on one rank is kept until all can know of it, so that none goes on without it."""
         try:
             work(*arguments)
-        except OSError as error:
+        except Exception as error:
             self._error = error
 
     def _raise_together(self) -> None:
-        if not anywhere(self._error is not None, device=self._device):
+        if not anywhere(self._error is not None, device=self._device, beat=self._engine.beat):
             return
         if self._ranks.is_first and self._step is not None:
             shutil.rmtree(self._partial, ignore_errors=True)
@@ -144,40 +152,39 @@ class Saver:
 
     def _make_room(self, n_bytes: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder).free
-        if free < n_bytes + _SLACK:
-            raise OSError(
-                errno.ENOSPC,
-                f"a checkpoint takes {n_bytes / 1e9:.3g} GB and the disk of {self.folder} has {free / 1e9:.3g} GB "
-                "left: free some, or keep fewer with checkpoint.keep; the same command goes on from the last one",
-            )
+        check_room(self.folder, n_bytes)
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir()
 
-    def _write(self, parts: Iterable[Part]) -> None:
-        """Write this rank's files and then, last, what they hash to."""
-        # all parts are taken even when the disk fails, since the other ranks take them too
-        failure: OSError | None = None
-        hashes: dict[str, str] = {}
-        for part, tensors in parts:
-            if failure or not tensors:
-                continue
-            path = self._partial / f"{part}-{self._ranks.rank:05d}.safetensors"
-            try:
-                save_file(tensors, path)
-                hashes[path.name] = checkpoint.sha256_of(path)
-                _sync(path)
-            except OSError as error:
-                failure = error
-            except SafetensorError as error:
-                # which says in words only that a disk is full
-                number = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
-                failure = OSError(number, f"{path}: {error}")
-        if failure:
-            raise failure
+    def _write_all(self, parts: list[Part]) -> None:
+        # no sign of life comes from the thread that does this: it would hide that the training hangs
+        for part in parts:
+            self._write(part)
+        self._seal()
+
+    def _write(self, part: Part, beat: Beat = lambda: None) -> None:
+        """Write this rank's share of a part, if it has one."""
+        name, tensors = part
+        if not tensors:
+            return
+        path = self._partial / f"{name}-{self._ranks.rank:05d}.safetensors"
+        try:
+            save_file(tensors, path)
+        except SafetensorError as error:
+            # which says in words only that a disk is full
+            number = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
+            raise OSError(number, f"{path}: {error}") from error
+        beat()
+        self._hashes[path.name] = checkpoint.sha256_of(path, beat=beat)
+        _sync(path)
+        beat()
+
+    def _seal(self) -> None:
+        """Write, last of all, what this rank's files hash to."""
         share = self._partial / f"share-{self._ranks.rank:05d}.json"
-        share.write_text(json.dumps(hashes))
+        share.write_text(json.dumps(self._hashes))
         _sync(share)
+        self._sealed = True
 
     def _name(self, step: int) -> None:
         shares = [self._partial / f"share-{rank:05d}.json" for rank in range(self._ranks.world_size)]
@@ -197,6 +204,7 @@ class Saver:
         for old in checkpoint.found(self.folder)[: -self._kept.keep]:
             if not (every and checkpoint.step_of(old) % every == 0):
                 _remove(old)
+                self._engine.beat()
 
     def _point_at_newest(self) -> None:
         """`latest`, for people and scripts; the program goes by the steps in the names."""

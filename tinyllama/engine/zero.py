@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tinyllama.config.schema import Optimizer, Parallelism
 from tinyllama.engine.distributed import Ranks, sum_over_ranks
+from tinyllama.engine.room import BYTES
 from tinyllama.model.llama import Llama
 
 Weights = dict[str, Tensor]
@@ -93,7 +94,13 @@ class Engine:
             self._engine, *_ = deepspeed.initialize(
                 model=model,
                 optimizer=_adamw(model, optimizer),
-                config=_settings(parallelism, precision=precision, accumulation=accumulation, clip=optimizer.clip),
+                config=_settings(
+                    parallelism,
+                    parameters=sum(parameter.numel() for parameter in model.parameters()),
+                    precision=precision,
+                    accumulation=accumulation,
+                    clip=optimizer.clip,
+                ),
             )
         self.ranks = ranks
         self.device = device
@@ -170,7 +177,7 @@ class Engine:
     def share_bytes(self) -> int:
         """The largest rank's share of a state, in bytes."""
         sizes, owners = self._owners()
-        return 12 * max(sum(sizes[name] for name in sizes if owners[name] == rank) for rank in set(owners.values()))
+        return BYTES * max(sum(sizes[name] for name in sizes if owners[name] == rank) for rank in set(owners.values()))
 
     def _owners(self) -> tuple[dict[str, int], dict[str, int]]:
         """How many numbers each parameter has, and which rank keeps it."""
@@ -247,13 +254,16 @@ def _adamw(model: Llama, optimizer: Optimizer) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True)
 
 
-def _settings(parallelism: Parallelism, *, precision: str, accumulation: int, clip: float) -> dict[str, Any]:
+def _settings(
+    parallelism: Parallelism, *, parameters: int, precision: str, accumulation: int, clip: float
+) -> dict[str, Any]:
     """DeepSpeed's configuration. Whatever it would default to and matters is written out."""
     return {
         "train_micro_batch_size_per_gpu": parallelism.micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": clip,
-        "zero_optimization": {"stage": parallelism.zero_stage},
+        # a bucket is allocated whole, whatever the model: DeepSpeed's own size would be a gigabyte for the smallest
+        "zero_optimization": {"stage": parallelism.zero_stage, "reduce_bucket_size": min(parameters, 500_000_000)},
         "bf16": {"enabled": precision == "bf16"},
         # sums of many bf16 gradients lose the small ones
         "data_types": {"grad_accum_dtype": "fp32"},

@@ -27,6 +27,8 @@ class Death:
     traceback: str | None = None
     for_good: bool = False
     disk_full: bool = False
+    out_of_memory: bool = False
+    """Whether the first step already took more than its GPU has."""
     by_stop: bool = False
     """Whether a signal that asks to stop killed it, before it could take one."""
 
@@ -59,7 +61,7 @@ class Agent(LocalElasticAgent):
         self._processes: dict[int, BaseProcess] = {}
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
-        self._requests.there_are_no_ranks()
+        self._requests.check()
         super()._rendezvous(worker_group)
         self.met = True
 
@@ -119,6 +121,7 @@ class Agent(LocalElasticAgent):
                 traceback=failure.traceback,
                 for_good=failure.state > State.FAILED,
                 disk_full=failure.state == State.DISK_FULL,
+                out_of_memory=failure.state == State.OUT_OF_MEMORY,
             )
         local = next(
             (local for local, code in codes.items() if code is not None and local not in self._watch.killed), 0

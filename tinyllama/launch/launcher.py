@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,22 +18,24 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from tinyllama.config.schema import Parallelism
-from tinyllama.launch.lifeline import Board, Lifeline
-from tinyllama.launch.runs import FAILURE, RESULT
+from tinyllama.launch.lifeline import DISK_FULL, Board, Lifeline
+from tinyllama.launch.runs import FAILURE
 from tinyllama.launch.signals import Stopped, StopRequests
 from tinyllama.launch.watch import Watch, dump_of
+from tinyllama.tracking.folder import RESULT
 from tinyllama.tracking.record import write_json
 
 if TYPE_CHECKING:
     from tinyllama.launch.agent import Agent, Death
 
-__all__ = ["RankError", "RankFunction", "Stopped", "check_gpus", "start_ranks"]
+__all__ = ["RankError", "RankFunction", "check_gpus", "exit_status", "start_ranks"]
 
 RankFunction = Callable[[Path, Lifeline], bool]
 """What a rank runs: a module's own function of the run folder, True where the run is finished, False where it stopped
 because it was asked to. Every rank imports it anew."""
 
 STACKS = "stacks"
+_MEMORY = Path("/dev/shm")
 
 
 def check_gpus(parallelism: Parallelism) -> None:
@@ -52,10 +55,20 @@ def check_gpus(parallelism: Parallelism) -> None:
 class RankError(RuntimeError):
     """A rank of a run failed, and trying again did not help or could not."""
 
-    def __init__(self, message: str, *, disk_full: bool = False) -> None:
+    def __init__(self, message: str, *, disk_full: bool = False, out_of_memory: bool = False) -> None:
         super().__init__(message)
         self.disk_full = disk_full
         """Whether the disk was full, or the user's share of it."""
+        self.out_of_memory = out_of_memory
+        """Whether the first step already took more than its GPU has."""
+
+
+def exit_status(error: RankError | OSError, requests: StopRequests) -> int:
+    """The status of a process whose work has failed. Raises Stopped where it failed because it was to stop."""
+    full = error.disk_full if isinstance(error, RankError) else error.errno in DISK_FULL
+    if isinstance(error, OSError) and not full:
+        requests.check()  # a scheduler has ended the processes that prepare as well
+    return os.EX_IOERR if full else 1
 
 
 def start_ranks(
@@ -63,25 +76,25 @@ def start_ranks(
     run_dir: Path,
     parallelism: Parallelism,
     *,
-    time_limit: int | None,
+    requests: StopRequests,
     report: Callable[[str], None] = print,
 ) -> None:
     """Run `function(run_dir, lifeline)` on this machine's ranks and return when all have finished.
 
-    For the main thread. Several machines meet at `parallelism.rendezvous`. SIGTERM, SIGUSR2, SIGHUP and Ctrl-C ask the
-    ranks to stop, and so does the end of `time_limit` seconds. Ranks that died are started again, up to
-    `parallelism.max_restarts` times; what a rank raised that would come again (ValueError, ArithmeticError,
-    FileNotFoundError, a full disk) is not tried again, nor anything once a stop is asked for.
+    For the main thread. Several machines meet at `parallelism.rendezvous`. The ranks are asked to stop as this process
+    is. Ranks that died are started again, up to `parallelism.max_restarts` times; what a rank raised that would come
+    again (ValueError, ArithmeticError, FileNotFoundError, a full disk) is not tried again, nor anything once a stop is
+    asked for.
 
     Raises Stopped where the ranks stopped because they were asked to, RankError where one failed for good, with its
     traceback in failure.txt, and KeyboardInterrupt, with all ranks dead, at the second Ctrl-C.
     """
     # the folder is also for what the elastic agent records of a failure
-    with TemporaryDirectory() as name, _environment(_variables(parallelism)):
+    with TemporaryDirectory(dir=_in_memory()) as name, _environment(_variables(parallelism)):
         folder = Path(name)
-        board = Board.create(folder / _Start.BOARD, ranks=parallelism.gpus, seconds=time_limit)
+        board = Board.create(folder / _Start.BOARD, ranks=parallelism.gpus)
         watch = Watch(board, hang_after=parallelism.hang_after, dumps=folder, stacks=run_dir / STACKS)
-        with StopRequests(board) as requests:
+        with requests.passed_to(board):
             watch.start()
             try:
                 finished = _run(_Start(function, run_dir, folder), parallelism, board, watch, requests, report)
@@ -162,7 +175,14 @@ def _run(
     assert agent.death is not None  # whatever fails has a reason
     if agent.death.by_stop and board.stop_asked():
         return False
-    raise RankError(_explain(agent.death, start.run_dir), disk_full=agent.death.disk_full)
+    death = agent.death
+    raise RankError(_explain(death, start.run_dir), disk_full=death.disk_full, out_of_memory=death.out_of_memory)
+
+
+def _in_memory() -> Path | None:
+    """A folder that is memory, where there is one with room: signs of life are not to wait for a disk that stalls."""
+    room = os.access(_MEMORY, os.W_OK | os.X_OK) and shutil.disk_usage(_MEMORY).free > 16 << 20
+    return _MEMORY if room else None
 
 
 def _did_not_meet(agent: Agent | None, parallelism: Parallelism, error: str) -> str:
@@ -173,16 +193,21 @@ def _did_not_meet(agent: Agent | None, parallelism: Parallelism, error: str) -> 
 
 
 def _explain(death: Death, run_dir: Path) -> str:
-    """What a rank failed of, its traceback kept in failure.txt; the result says so where no rank could write it."""
+    """What a rank failed of, its traceback kept in failure.txt; the result says so where no rank could write it.
+
+    Where several machines have failed, what the first of them wrote stays, and a finished result does at any time.
+    """
     reason = death.reason
     with suppress(OSError):  # the disk may be full, and that may be the reason
         if death.traceback is not None:
             report = run_dir / FAILURE
-            report.write_text(death.traceback)
+            with suppress(FileExistsError), report.open("x") as file:
+                file.write(death.traceback)
             reason = f"{reason} (traceback in {report})"
         path = run_dir / RESULT
         told = json.loads(path.read_text()) if path.exists() else {}
-        if told.get("status") != "failed":  # the first rank, which writes it, was stopped for another's sake
+        # the first rank, which writes it, may have been stopped for another's sake
+        if told.get("status") not in ("failed", "finished"):
             write_json(path, told | {"status": "failed", "reason": reason})
     return f"rank {death.rank}: {reason}"
 

@@ -7,8 +7,8 @@ failure's traceback too, whose room is taken beforehand because the disk may be 
 from __future__ import annotations
 
 import ctypes
+import errno
 import faulthandler
-import math
 import mmap
 import os
 import signal
@@ -19,19 +19,20 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-from tinyllama.launch.runs import DISK_FULL
-
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 """What schedulers send some time before they kill, and a terminal that is closed."""
 
 LATE_SIGNALS = {*STOP_SIGNALS, signal.SIGINT, signal.SIGUSR1}
 """What a rank can take only once it has its handlers: it is started with them blocked."""
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a disk says that is full, or the user's share of it."""
+
 _FINAL = (ValueError, ArithmeticError, FileNotFoundError)
 _PR_SET_PDEATHSIG = 1
 
-_STOP, _DEADLINE = range(2)
-_HEADER = 2
+_STOP = 0
+_HEADER = 1
 _STATE, _BEAT, _STEP = range(3)
 _SLOT = 3
 _TEXT = 1 << 16
@@ -47,6 +48,7 @@ class State(IntEnum):
     FAILED = 4
     FAILED_FOR_GOOD = 5
     DISK_FULL = 6
+    OUT_OF_MEMORY = 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +76,13 @@ class Board:
     @classmethod
     def in_memory(cls) -> Board:
         """A board of one rank that no launcher looks at."""
-        board = cls(bytearray(_size(1)))
-        board._numbers[_DEADLINE] = math.inf
-        return board
+        return cls(bytearray(_size(1)))
 
     @classmethod
-    def create(cls, path: Path, *, ranks: int, seconds: float | None) -> Board:
-        """A new board in a file, for so many ranks, whose time is up in so many seconds."""
+    def create(cls, path: Path, *, ranks: int) -> Board:
+        """A new board in a file, for so many ranks."""
         path.write_bytes(bytes(_size(ranks)))  # not a hole: writing to it later takes no disk
-        board = cls.open(path)
-        board._numbers[_DEADLINE] = math.inf if seconds is None else time.monotonic() + seconds
-        return board
+        return cls.open(path)
 
     @classmethod
     def open(cls, path: Path) -> Board:
@@ -102,8 +100,8 @@ class Board:
         self._numbers[_STOP] = 1
 
     def stop_asked(self) -> bool:
-        """Whether all ranks are to stop, or the time is up."""
-        return self._numbers[_STOP] != 0 or time.monotonic() > self._numbers[_DEADLINE]
+        """Whether all ranks are to stop."""
+        return self._numbers[_STOP] != 0
 
     def state(self, local: int) -> State:
         """How far a rank is."""
@@ -132,6 +130,8 @@ class Board:
         state = State.FAILED_FOR_GOOD if isinstance(error, _FINAL) else State.FAILED
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             state = State.DISK_FULL
+        if type(error).__name__ == "OutOfMemoryError" and not self.step(local):
+            state = State.OUT_OF_MEMORY  # torch's; once a step was taken, another attempt may find the memory in order
         message = f"{type(error).__name__}: {error}".replace("\0", "")[: _TEXT // 16]
         calls = "".join(traceback.format_exception(error)).replace("\0", "")
         begin = message.encode(errors="replace") + b"\0"
@@ -197,7 +197,7 @@ class Lifeline:
         self._board.write(self._local, beat=time.monotonic(), state=State.RESTING)
 
     def stop_asked(self) -> bool:
-        """Whether to stop: a signal has reached this rank or the launcher, or the time is up. Ranks differ in it."""
+        """Whether to stop: a signal has reached this rank or the launcher. Ranks differ in it."""
         return self._asked or self._board.stop_asked()
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""A run's folder: what freezes the run, what says how far it is, and who may work in it.
+"""A run's folder: what freezes the run, and what says how far it is.
 
 Ranks read what to do from the frozen folder and from nowhere else, so that editing a YAML file never changes a run that
 has started, and the machines of one run cannot disagree.
@@ -6,30 +6,24 @@ has started, and the machines of one run cannot disagree.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from tinyllama.config.load import as_dict, digest, essence, validate
 from tinyllama.config.schema import RunConfig
 from tinyllama.data.manifest import FILE, TOKENIZER_FILE
-from tinyllama.tracking.record import write_json
+from tinyllama.engine import room
+from tinyllama.plan.plan import Plan
+from tinyllama.tracking.folder import CONFIG, READABLE, RESULT
+from tinyllama.tracking.record import write_json, write_whole
 
-CONFIG = "config.json"
-RESULT = "result.json"
 FAILURE = "failure.txt"
 CHECKPOINTS = "checkpoints"
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What a disk says that is full, or the user's share of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +50,13 @@ class Frozen:
     data: DataIdentity
 
 
-def freeze(run_dir: Path, config: RunConfig, data: DataIdentity) -> None:
-    """Write a run down in its folder, for the ranks (config.json) and for people (config.yaml).
+def freeze(run_dir: Path, config: RunConfig, data: DataIdentity, plan: Plan, *, writes: bool = True) -> bool:
+    """Write a run down in its folder, for the ranks (config.json) and for people (config.yaml, plan.json).
 
-    A finished run stays as it is, unless it is to go on changed. Raises ValueError, and writes nothing, where the
-    folder holds another run or one that was trained on other data, and config.resume does not force it.
+    A finished run stays as it is, unless it is to go on changed; whether there is anything left to train. Raises
+    ValueError, and writes nothing, where the folder holds another run or one that was trained on other data, and
+    config.resume does not force it, and where more steps are behind it than are planned; OSError where the disk has no
+    room for its checkpoints. A launcher that is not to write only compares.
     """
     frozen = Frozen(config=config, digest=digest(config), data=data)
     earlier = thaw(run_dir) if (run_dir / CONFIG).exists() else None
@@ -78,14 +74,21 @@ def freeze(run_dir: Path, config: RunConfig, data: DataIdentity) -> None:
                 f"data: {run_dir} was trained on {earlier.data.folder}, which holds other tokens than {data.folder} "
                 "does now: set resume=never to start over, or resume=force to go on so"
             )
+    if (taken := steps_taken(run_dir)) > plan.steps:
+        raise ValueError(f"budget: {run_dir} has taken {taken:,} steps, more than {plan.steps:,}: raise it")
     if finished(run_dir) and earlier is not None and earlier.digest == frozen.digest:
-        return
+        return False
+    if not writes:
+        return True
     run_dir.mkdir(parents=True, exist_ok=True)
     for stale in (RESULT, FAILURE):  # what an earlier attempt failed of is past
         (run_dir / stale).unlink(missing_ok=True)
-    shutil.copyfile(Path(data.folder) / TOKENIZER_FILE, tokenizer(run_dir))
+    write_whole(tokenizer(run_dir), (Path(data.folder) / TOKENIZER_FILE).read_bytes())
     write_json(run_dir / CONFIG, {"digest": frozen.digest, "data": asdict(data), "config": as_dict(config)})
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(as_dict(config)))
+    write_whole(run_dir / READABLE, OmegaConf.to_yaml(as_dict(config)).encode())
+    write_json(run_dir / "plan.json", plan.as_dict())
+    check_room(run_dir, parameters=plan.parameters.total)
+    return True
 
 
 def thaw(run_dir: Path) -> Frozen:
@@ -133,6 +136,12 @@ def with_checkpoint(run_dir: Path) -> Frozen:
     return frozen
 
 
+def steps_taken(run_dir: Path) -> int:
+    """The step of a run's newest checkpoint, by its name; 0 where there is none."""
+    steps = (path.name.removeprefix("step-") for path in (run_dir / CHECKPOINTS).glob("step-*"))
+    return max((int(step) for step in steps if step.isdecimal()), default=0)
+
+
 def differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
     """The dotted keys whose values differ."""
     keys = []
@@ -154,6 +163,24 @@ def finished(run_dir: Path) -> dict[str, Any] | None:
     return result if result["status"] == "finished" else None
 
 
+def measured_rate(config: RunConfig) -> tuple[float, str] | None:
+    """Tokens a second on one rank of the newest finished run of a model on its hardware, and that run's folder."""
+    wanted = _what_sets_the_rate(as_dict(config))
+    results = sorted(Path(config.runs_dir).glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in results:
+        result = finished(path.parent)
+        if result and result.get("tokens_per_s") and _what_sets_the_rate(result["config"]) == wanted:
+            layout = result["config"]["parallelism"]
+            return result["tokens_per_s"] / (layout["nodes"] * layout["gpus"]), str(path.parent)
+    return None
+
+
+def _what_sets_the_rate(config: dict[str, Any]) -> dict[str, Any]:
+    shape = {key: value for key, value in config["model"].items() if key != "name"}
+    device, precision = config["parallelism"]["device"], config["train"]["precision"]
+    return {"model": shape, "hardware": config["hardware"]["name"], "device": device, "precision": precision}
+
+
 def set_aside(run_dir: Path) -> Path | None:
     """Move an earlier run out of the way, if there is one, and say where it is now."""
     if not (run_dir / CONFIG).exists():
@@ -164,43 +191,6 @@ def set_aside(run_dir: Path) -> Path | None:
     return run_dir.rename(aside)
 
 
-@contextmanager
-def alone(run_dir: Path, *, held: bool = True) -> Iterator[None]:
-    """Keep every other process out of a run's folder. Raises ValueError where one is in it.
-
-    Where it is not to be held, only look: the launchers of one run on several machines work in one folder together.
-    """
-    with _lock(run_dir) as file:
-        if not held:
-            fcntl.flock(file, fcntl.LOCK_UN)
-        yield
-
-
-def hold(run_dir: Path) -> None:
-    """Keep every other process out of a run's folder until this one ends. Raises ValueError where one is in it."""
-    _held.append(_lock(run_dir))
-
-
-_held: list[IO[str]] = []
-
-
-def _lock(run_dir: Path) -> IO[str]:
-    run_dir.parent.mkdir(parents=True, exist_ok=True)
-    file = run_dir.with_name(f".{run_dir.name}.lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise ValueError(f"run_dir: another process is training in {run_dir}: let it end, or stop it") from error
-    return file
-
-
 def check_room(run_dir: Path, *, parameters: int) -> None:
-    """Raise OSError where the disk has no room for one checkpoint: weights and two moments in fp32."""
-    n_bytes, free = 12 * parameters, shutil.disk_usage(run_dir).free
-    if free < n_bytes:
-        raise OSError(
-            errno.ENOSPC,
-            f"a checkpoint takes {n_bytes / 1e9:.3g} GB and the disk of {run_dir} has {free / 1e9:.3g} GB left: free "
-            "some, or choose another runs_dir",
-        )
+    """Raise OSError where the disk has no room for one checkpoint of so many parameters."""
+    room.check_room(run_dir, room.BYTES * parameters)

@@ -69,13 +69,15 @@ class Watch(threading.Thread):
         self._stacks = stacks
         self._group: Sequence[Watched] = ()
         self._lost_at: float | None = None
+        self._turn = threading.Lock()
         self._looked_at = self._awake_at = time.monotonic()
         self._over = threading.Event()
 
     def begin(self, group: Sequence[Watched]) -> None:
-        """Watch these ranks, whose slots have been cleared."""
-        self.verdict, self.killed, self._lost_at = None, set(), None
-        self._group = group
+        """Watch these ranks, whose slots have been cleared; what is being found of those before is dropped."""
+        with self._turn:
+            self.verdict, self.killed, self._lost_at = None, set(), None
+            self._group = group
 
     def stop(self) -> None:
         """Watch no more."""
@@ -85,7 +87,8 @@ class Watch(threading.Thread):
     def run(self) -> None:
         """The thread."""
         while not self._over.wait(_INTERVAL):
-            self._look()
+            with self._turn:
+                self._look()
 
     def _look(self) -> None:
         now = time.monotonic()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
 from tinyllama.config.data import Data
+from tinyllama.config.load import ConfigError, Problem
 from tinyllama.config.schema import Budget, Model, RunConfig, Schedule
 from tinyllama.plan.count import count_parameters
 
@@ -18,7 +19,7 @@ CHINCHILLA_TOKENS_PER_PARAM = 20
 def budget_tokens(budget: Budget, *, model: Model, unique_tokens: Mapping[str, int | None]) -> Fraction:
     """The training tokens that a budget asks for, before they are rounded up to whole steps.
 
-    unique_tokens holds each source's, None where nobody knows yet. Raises ValueError where the budget is in epochs and
+    unique_tokens holds each source's, None where nobody knows yet. Raises ConfigError where the budget is in epochs and
     a size is not known.
     """
     parameters = count_parameters(model).total
@@ -31,9 +32,10 @@ def budget_tokens(budget: Budget, *, model: Model, unique_tokens: Mapping[str, i
     assert budget.epochs is not None
     unknown = [name for name, tokens in unique_tokens.items() if tokens is None]
     if unknown:
-        raise ValueError(
-            f"budget.epochs: {budget.epochs:g} needs the size of every source, and that of {', '.join(unknown)} is not "
-            f"known: prepare the data (task=prepare) or declare data.sources.{unknown[0]}.tokens"
+        raise _refusal(
+            "budget.epochs",
+            f"{budget.epochs:g} needs the size of every source, and that of {', '.join(unknown)} is not "
+            f"known: prepare the data (task=prepare) or declare data.sources.{unknown[0]}.tokens",
         )
     return Fraction(str(budget.epochs)) * sum(tokens for tokens in unique_tokens.values() if tokens is not None)
 
@@ -41,6 +43,18 @@ def budget_tokens(budget: Budget, *, model: Model, unique_tokens: Mapping[str, i
 def steps_for(tokens: Fraction, *, batch_tokens: int) -> int:
     """Optimizer steps that see at least so many tokens: rounded up, so that no budget is undershot."""
     return math.ceil(tokens / batch_tokens)
+
+
+def batch_tokens(config: RunConfig, *, tokens: Fraction) -> int:
+    """train.batch_tokens; where that is auto, 0.292 C^0.3271 in a power of two of sequences, for C = 6 N D.
+
+    The rule is that of Bi et al. 2024 (arXiv 2401.02954), fitted for C from 1e17 to 2e19.
+    """
+    if config.train.batch_tokens != "auto":
+        return config.train.batch_tokens
+    flops = 6 * count_parameters(config.model).total * float(tokens)
+    sequences = 0.292 * flops**0.3271 / config.model.context
+    return config.model.context << max(2, round(math.log2(sequences)))
 
 
 def decay_start(schedule: Schedule, *, steps: int) -> int:
@@ -59,8 +73,6 @@ class StagePlan:
     first_sequence: int
     """Sequences that the run has seen before it."""
     sequences_per_step: int
-    accumulation: int
-    """Micro-batches that each rank takes in a step."""
     weights: dict[str, float]
     """Of each source; 0 gives nothing."""
     ramp: int
@@ -73,40 +85,81 @@ class StagePlan:
 
 
 def weights_of(data: Data, *, unique_tokens: Mapping[str, int | None]) -> dict[str, float]:
-    """Each source's weight; a natural one is the tokens that it holds. ValueError where nobody knows how many."""
+    """Each source's weight; a natural one is the tokens that it holds. ConfigError where nobody knows how many."""
     weights: dict[str, float] = {}
     for name, source in data.sources.items():
         size = source.weight if source.weight != "natural" else unique_tokens[name]
         if not size:
-            raise ValueError(
-                f"data.sources.{name}.weight: natural needs the source's size, which is not known: prepare the data "
-                f"(task=prepare) or declare data.sources.{name}.tokens"
+            raise _refusal(
+                f"data.sources.{name}.weight",
+                "natural needs the source's size, which is not known: prepare the data "
+                f"(task=prepare) or declare data.sources.{name}.tokens",
             )
         weights[name] = size
     return weights
 
 
-def stage_plans(config: RunConfig, *, tokens: Fraction, weights: Mapping[str, float]) -> tuple[StagePlan, ...]:
+def batch_problems(config: RunConfig, *, batch_tokens: int) -> Iterator[Problem]:
+    """What is wrong where an optimizer step is no whole number of micro-batches on every rank."""
+    micro_batch, context, ranks = config.parallelism.micro_batch, config.model.context, config.parallelism.world_size
+    once = context * ranks * (1 if micro_batch == "auto" else micro_batch)
+    batches = {"train.batch_tokens": batch_tokens}
+    own = {f"stages.{i}.batch_tokens": stage.batch_tokens for i, stage in enumerate(config.stages)}
+    batches |= {key: tokens for key, tokens in own.items() if tokens}
+    for key, tokens in batches.items():
+        if tokens % once:
+            near = max(1, round(tokens / once)) * once
+            is_auto = key == "train.batch_tokens" and config.train.batch_tokens == "auto"
+            says = f"{'auto makes it ' * is_auto}{tokens}{', which' * is_auto} is not a multiple of {once} = "
+            says += f"model.context {context} x "
+            says += "" if micro_batch == "auto" else f"parallelism.micro_batch {micro_batch} x "
+            way_out = "fewer ranks" if micro_batch == "auto" else "another micro-batch"
+            yield Problem(key, f"{says}{ranks} ranks: use {near}, or {way_out}")
+
+
+def schedule_problems(schedule: Schedule, *, steps: int, batch_tokens: int) -> Iterator[Problem]:
+    """What is wrong where the parts of a schedule are longer than its run."""
+    if steps <= schedule.warmup_steps:
+        yield Problem(
+            "schedule.warmup_steps",
+            f"{schedule.warmup_steps} must be fewer than the run's steps, {steps}: "
+            f"lower it, raise the budget or lower train.batch_tokens={batch_tokens}",
+        )
+    elif schedule.name == "wsd" and decay_start(schedule, steps=steps) < schedule.warmup_steps:
+        yield Problem(
+            "schedule.decay_fraction",
+            f"{schedule.decay_fraction:g} of {steps} steps begins before the warmup of "
+            f"{schedule.warmup_steps} ends: lower either of them",
+        )
+
+
+def stage_plans(
+    config: RunConfig, *, tokens: Fraction, batch_tokens: int, weights: Mapping[str, float]
+) -> tuple[StagePlan, ...]:
     """A run's stages, the last of which takes what is left of the tokens; one, where none are given.
 
-    Raises ValueError where the budget ends before the last stage begins.
+    batch_tokens are those of a step whose stage has no batch of its own.
+
+    Raises ConfigError where the budget ends before the last stage begins.
     """
-    context, once = config.model.context, config.parallelism.micro_batch * config.parallelism.world_size
+    context = config.model.context
     stages: list[StagePlan] = []
     step = sequence = 0
     for index, stage in enumerate(config.stages or (None,)):
-        batch = (stage and stage.batch_tokens) or config.train.batch_tokens
+        batch = (stage and stage.batch_tokens) or batch_tokens
         left = tokens - sequence * context
         if left <= 0:
-            raise ValueError(
-                f"stages.{index}: the budget of {math.ceil(tokens):,} tokens ends before this stage begins, after "
-                f"{sequence * context:,}: raise the budget or leave the stage out"
+            raise _refusal(
+                f"stages.{index}",
+                f"the budget of {math.ceil(tokens):,} tokens ends before this stage begins, after "
+                f"{sequence * context:,}: raise the budget or leave the stage out",
             )
         steps = steps_for(Fraction(stage.tokens) if stage and stage.tokens else left, batch_tokens=batch)
         if stage and stage.ramp and stage.ramp > steps * batch:
-            raise ValueError(
-                f"stages.{index}.ramp: {stage.ramp:,} tokens are more than the {steps * batch:,} of its stage: "
-                "shorten the ramp or raise the budget"
+            raise _refusal(
+                f"stages.{index}.ramp",
+                f"{stage.ramp:,} tokens are more than the {steps * batch:,} of its stage: "
+                "shorten the ramp or raise the budget",
             )
         own = stage.weights if stage and stage.weights else weights
         stages.append(
@@ -115,7 +168,6 @@ def stage_plans(config: RunConfig, *, tokens: Fraction, weights: Mapping[str, fl
                 steps=steps,
                 first_sequence=sequence,
                 sequences_per_step=batch // context,
-                accumulation=batch // context // once,
                 weights={name: own.get(name, 0) for name in weights},
                 ramp=math.ceil(((stage and stage.ramp) or 0) / context),
             )
@@ -136,3 +188,7 @@ def sequences_by_source(stages: tuple[StagePlan, ...]) -> dict[str, Fraction]:
             given[name] += share * stage.sequences + ((before[name] - share) * stage.ramp / 2 if before else 0)
         before = shares
     return given
+
+
+def _refusal(key: str, says: str) -> ConfigError:
+    return ConfigError([Problem(key, says)])

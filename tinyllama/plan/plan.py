@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rich.table import Table
-
+from tinyllama.config.load import ConfigError, Problem
 from tinyllama.config.schema import RunConfig
+from tinyllama.plan.cost import Cost, Disk, Rate, cost, disk, expected_rate
 from tinyllama.plan.count import FlopsPerToken, Parameters, count_flops, count_parameters
+from tinyllama.plan.fit import Fit, fit
+from tinyllama.plan.forecast import Forecast, Lifetime, forecasts, lifetime
 from tinyllama.plan.horizon import (
     CHINCHILLA_TOKENS_PER_PARAM,
     StagePlan,
+    batch_problems,
+    batch_tokens,
     budget_tokens,
-    decay_start,
+    schedule_problems,
     sequences_by_source,
     stage_plans,
     weights_of,
 )
+from tinyllama.plan.laws import MUENNIGHOFF
 
 FREE_EPOCHS = 4
 """Repeats up to here cost little (Muennighoff et al. 2023, arXiv 2305.16264)."""
@@ -38,6 +44,8 @@ class SourcePlan:
     """Whether unique_tokens was counted when the source was prepared, or is only declared."""
     epochs: float | None
     """Times it is seen."""
+    effective_tokens: int | None
+    """Unseen tokens that they are worth, repeats counting for less and less (arXiv 2305.16264)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +63,30 @@ class Plan:
     tokens_per_param: float
     chinchilla_multiple: float
     sources: dict[str, SourcePlan]
+    fit: Fit
+    rate: Rate | None
+    """None where neither the hardware's peak nor an earlier run says."""
+    cost: Cost | None
+    disk: Disk
+    forecasts: tuple[Forecast, ...]
+    lifetime: Lifetime | None
+    """Where plan.inference_tokens are given."""
     warnings: tuple[str, ...]
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences a rank takes through the model at once."""
+        return self.fit.micro_batch
+
+    @property
+    def half_micro_batch(self) -> int | None:
+        """The largest that divides every batch and is at most half of it; None below 1."""
+        common = math.gcd(*(stage.sequences_per_step for stage in self.stages)) // self.world_size
+        return max((size for size in range(1, self.micro_batch // 2 + 1) if common % size == 0), default=None)
+
+    def accumulation(self, stage: StagePlan) -> int:
+        """Micro-batches that each rank takes in a step of a stage."""
+        return stage.sequences_per_step // (self.micro_batch * self.world_size)
 
     def stage_at(self, step: int) -> StagePlan:
         """The stage that a step, counted from 0, belongs to."""
@@ -68,7 +99,7 @@ class Plan:
         return range(first, first + stage.sequences_per_step)
 
     def changes_mixture(self, first: int, stop: int) -> bool:
-        """Whether a stage begins, all at once, among these sequences."""
+        """Whether a stage begins, all at once, among these sequences, taken or left out."""
         return any(first <= stage.first_sequence < stop and not stage.ramp for stage in self.stages)
 
     def tokens_by(self, step: int) -> int:
@@ -88,52 +119,57 @@ class Plan:
         }
 
 
-def make_plan(config: RunConfig, *, measured_tokens: Mapping[str, int] | None = None) -> Plan:
+def make_plan(
+    config: RunConfig,
+    *,
+    measured_tokens: Mapping[str, int] | None = None,
+    measured_rate: tuple[float, str] | None = None,
+) -> Plan:
     """Work a run out.
 
     measured_tokens holds each source's training tokens where the data is prepared; otherwise what the configuration
-    declares stands in. Raises ValueError where the budget cannot be met: value, rule and remedy.
+    declares stands in. measured_rate is the tokens a second that an earlier run of the model reached on one such GPU,
+    and where. Raises ConfigError, with everything in it that is wrong, where the run cannot be done.
     """
     model, data = config.model, config.data
     unique = {
         name: source.tokens if measured_tokens is None else measured_tokens[name]
         for name, source in data.sources.items()
     }
-    wanted = budget_tokens(config.budget, model=model, unique_tokens=unique)
-    stages = stage_plans(config, tokens=wanted, weights=weights_of(data, unique_tokens=unique))
+    problems = [*_too_small(config, unique)]
+    try:
+        wanted = budget_tokens(config.budget, model=model, unique_tokens=unique)
+        batch = batch_tokens(config, tokens=wanted)
+        problems += batch_problems(config, batch_tokens=batch)
+        weights = weights_of(data, unique_tokens=unique)
+        stages = stage_plans(config, tokens=wanted, batch_tokens=batch, weights=weights)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
+    if wanted < batch:
+        says = f"{float(wanted):,.0f} tokens are less than one step of {batch:,}: raise it or lower train.batch_tokens"
+        problems.append(Problem("budget", says))
     steps = sum(stage.steps for stage in stages)
-    if steps <= config.schedule.warmup_steps:
-        raise ValueError(
-            f"schedule.warmup_steps: {config.schedule.warmup_steps} must be fewer than the run's steps, {steps}: "
-            f"lower it, raise the budget or lower train.batch_tokens={config.train.batch_tokens}"
-        )
-    if config.schedule.name == "wsd" and decay_start(config.schedule, steps=steps) < config.schedule.warmup_steps:
-        raise ValueError(
-            f"schedule.decay_fraction: {config.schedule.decay_fraction:g} of {steps} steps begins before the warmup of "
-            f"{config.schedule.warmup_steps} ends: lower either of them"
-        )
+    problems += schedule_problems(config.schedule, steps=steps, batch_tokens=batch)
     tokens = sum(stage.sequences for stage in stages) * model.context
-    parameters = count_parameters(model)
-    sources = {}
-    for name, sequences in sequences_by_source(stages).items():
-        source, size, given = data.sources[name], unique[name], float(sequences * model.context)
-        epochs = given / size if size else None
-        if epochs is not None and source.max_epochs is not None and epochs > source.max_epochs:
-            raise ValueError(
-                f"data.sources.{name}.max_epochs: the run would repeat it {epochs:.2f} times, more than "
-                f"{source.max_epochs:g}: lower the budget or its weight, or raise the limit"
-            )
-        sources[name] = SourcePlan(
-            share=given / tokens,
-            tokens=round(given),
-            unique_tokens=size,
-            measured=measured_tokens is not None,
-            epochs=epochs,
-        )
+    parameters, flops = count_parameters(model), count_flops(model)
+    sources = {
+        name: _source_plan(float(sequences * model.context), tokens, unique[name], measured=measured_tokens is not None)
+        for name, sequences in sequences_by_source(stages).items()
+    }
+    problems += _repeated_too_often(config, sources)
+    fitted = fit(config, batches=[stage.sequences_per_step for stage in stages])
+    if config.parallelism.micro_batch == "auto" and fitted.usable is None:
+        says = "auto needs to know the GPU: choose hardware=a100 or the like, or set hardware.memory_gb"
+        problems.append(Problem("parallelism.micro_batch", says))
+    if config.task == "train" and config.plan.strict and fitted.problem:
+        problems.append(Problem("parallelism.micro_batch", f"{fitted.problem}, or plan.strict=false to try"))
+    if problems:
+        raise ConfigError(problems)
     per_param = tokens / parameters.total
+    rate = expected_rate(config, flops, measured=measured_rate)
     return Plan(
         parameters=parameters,
-        flops_per_token=count_flops(model),
+        flops_per_token=flops,
         context=model.context,
         world_size=config.parallelism.world_size,
         steps=steps,
@@ -142,8 +178,55 @@ def make_plan(config: RunConfig, *, measured_tokens: Mapping[str, int] | None = 
         tokens_per_param=per_param,
         chinchilla_multiple=per_param / CHINCHILLA_TOKENS_PER_PARAM,
         sources=sources,
+        fit=fitted,
+        rate=rate,
+        cost=cost(config, tokens=tokens, rate=rate) if rate else None,
+        disk=disk(config, parameters=parameters.total, steps=steps, unique_tokens=unique),
+        forecasts=forecasts(parameters.total, tokens=tokens, unique_tokens=_drawn_once(sources)),
+        lifetime=lifetime(parameters.total, tokens=tokens, inference_tokens=config.plan.inference_tokens),
         warnings=tuple(_warnings(per_param, sources)),
     )
+
+
+def settled(config: RunConfig, micro_batch: int) -> RunConfig:
+    """A run with a micro-batch in place of auto."""
+    return replace(config, parallelism=replace(config.parallelism, micro_batch=micro_batch))
+
+
+def _source_plan(given: float, tokens: int, size: int | None, *, measured: bool) -> SourcePlan:
+    return SourcePlan(
+        share=given / tokens,
+        tokens=round(given),
+        unique_tokens=size,
+        measured=measured,
+        epochs=given / size if size else None,
+        effective_tokens=round(MUENNIGHOFF.effective_tokens(given, size)) if size else None,
+    )
+
+
+def _drawn_once(sources: Mapping[str, SourcePlan]) -> int | None:
+    """The unique tokens that a run sees; None where a source's size is not known."""
+    seen = [source.unique_tokens and min(source.unique_tokens, source.tokens) for source in sources.values()]
+    return None if None in seen else sum(size for size in seen if size is not None)
+
+
+def _too_small(config: RunConfig, unique: Mapping[str, int | None]) -> Iterator[Problem]:
+    for name, size in unique.items():
+        if size is not None and size <= config.model.context:
+            says = f"{size:,} training tokens are too few for one sequence, which takes model.context + 1 = "
+            says += f"{config.model.context + 1:,}: give it more documents or use a smaller model.context"
+            yield Problem(f"data.sources.{name}", says)
+
+
+def _repeated_too_often(config: RunConfig, sources: Mapping[str, SourcePlan]) -> Iterator[Problem]:
+    for name, source in sources.items():
+        most = config.data.sources[name].max_epochs
+        if source.epochs is not None and most is not None and source.epochs > most:
+            yield Problem(
+                f"data.sources.{name}.max_epochs",
+                f"the run would repeat it {source.epochs:.2f} times, more than "
+                f"{most:g}: lower the budget or its weight, or raise the limit",
+            )
 
 
 def _warnings(tokens_per_param: float, sources: Mapping[str, SourcePlan]) -> Iterator[str]:
@@ -155,57 +238,3 @@ def _warnings(tokens_per_param: float, sources: Mapping[str, SourcePlan]) -> Ite
     for name, source in sources.items():
         if source.epochs is not None and source.epochs > FREE_EPOCHS:
             yield f"{name} is repeated {source.epochs:.1f} times: past {FREE_EPOCHS} epochs repeats teach less and less"
-
-
-def render(plan: Plan, *, title: str) -> Iterator[Table | str]:
-    """The plan as tables and lines for a terminal."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None)
-    groups = ("embedding", "attention", "mlp", "norms", "head")
-    for group in groups:
-        table.add_row(f"  {group}", f"{getattr(plan.parameters, group):>17,}", "")
-    table.add_row("parameters", f"{plan.parameters.total:>17,}", "")
-    table.add_row("  no input embedding", f"{plan.parameters.without_input_embedding:>17,}", "")
-    table.add_row("  no embeddings", f"{plan.parameters.without_embeddings:>17,}", "in the blocks and the last norm")
-    first = plan.stages[0]
-    table.add_row("batch", f"{first.sequences_per_step * plan.context:>17,}", "tokens a step")
-    sequences = f"{first.accumulation} accumulated x {plan.world_size} ranks"
-    table.add_row("  sequences", f"{first.sequences_per_step:>17,}", sequences)
-    table.add_row("steps", f"{plan.steps:>17,}", "")
-    multiple = f"{plan.tokens_per_param:,.1f} a parameter, {plan.chinchilla_multiple:,.2f} x Chinchilla"
-    table.add_row("tokens", f"{plan.tokens:>17,}", multiple)
-    yield table
-    compute = Table(box=None)
-    for column in ("FLOPs counted as", "a token", "in all"):
-        compute.add_column(column, justify="left" if column == "FLOPs counted as" else "right")
-    for convention, flops in plan.flops_per_token.conventions.items():
-        compute.add_row(convention, f"{flops:,}", f"{flops * plan.tokens:.3e}")
-    yield compute
-    mixture = Table(box=None)
-    for column in ("source", "share", "tokens", "unique tokens", "epochs"):
-        mixture.add_column(column, justify="left" if column == "source" else "right")
-    for name, source in plan.sources.items():
-        unique = "not known" if source.unique_tokens is None else f"{source.unique_tokens:,}"
-        mixture.add_row(
-            name,
-            f"{source.share:.1%}",
-            f"{source.tokens:,}",
-            unique if source.measured or source.unique_tokens is None else f"about {unique}",
-            "not known" if source.epochs is None else f"{source.epochs:.3f}",
-        )
-    yield mixture
-    if len(plan.stages) > 1:
-        yield from render_stages(plan)
-    for warning in plan.warnings:
-        yield f"warning: {warning}"
-
-
-def render_stages(plan: Plan) -> Iterator[str]:
-    """A line for each stage: what it takes, and how."""
-    for number, stage in enumerate(plan.stages, start=1):
-        total = sum(stage.weights.values())
-        shares = (f"{name} {weight / total:.1%}" for name, weight in stage.weights.items() if weight)
-        ramp = f", after a ramp of {stage.ramp * plan.context:,} tokens" if stage.ramp else ""
-        yield (
-            f"stage {number}: {stage.steps:,} steps of {stage.sequences_per_step * plan.context:,} tokens, "
-            f"{stage.sequences * plan.context:,} in all: {', '.join(shares)}{ramp}"
-        )

@@ -1,4 +1,4 @@
-"""The JSON files of a run folder: written whole or not at all, and what they say about where a run happened."""
+"""The records of a run folder: written whole or not at all, and what they say about where a run happened."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 PACKAGES = ("torch", "deepspeed", "triton", "sentencepiece", "mlflow", "hydra-core", "numpy")
 _PROJECT = Path(__file__).resolve().parents[2]
@@ -20,12 +21,17 @@ def write_json(path: Path, obj: Any) -> None:
     Errors: ValueError where it holds a non-finite float (write null and a reason), TypeError where it is not JSON; the
     former file is then untouched.
     """
-    text = json.dumps(obj, indent=2, allow_nan=False) + "\n"
+    write_whole(path, (json.dumps(obj, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file through to the disk so that the path holds either its former content or all of the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # process ids repeat themselves among machines
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
-        with temporary.open("w") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

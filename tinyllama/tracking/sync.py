@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from tinyllama.tracking.folder import CONFIG, READABLE, RESULT, is_kept
 from tinyllama.tracking.journal import JOURNAL, read_both
 from tinyllama.tracking.mlflow import MlflowRun, Status
 from tinyllama.tracking.store import Mirror, reach, series, without_password
 
-ARTIFACTS = ("config.yaml", "plan.json", "result.json", "curve.png")
+ARTIFACTS = (READABLE, "plan.json", RESULT, "curve.png")
 REACH_WITHIN = 5.0
 """Seconds in which a store has to take a connection."""
 
@@ -23,7 +23,7 @@ class StoreError(OSError):
 
 def find_runs(runs_dir: Path) -> list[Path]:
     """The run folders in a folder that have a journal. Raises ValueError where there is none."""
-    found = sorted(path.parent for path in runs_dir.glob("*/config.json") if (path.parent / JOURNAL).exists())
+    found = sorted(path.parent for path in runs_dir.glob(f"*/{CONFIG}") if (path.parent / JOURNAL).exists())
     if not found:
         raise ValueError(f"runs_dir: {runs_dir} holds no run with a journal: set runs_dir, or sync.run to one run")
     return found
@@ -55,7 +55,7 @@ def sync(run_dirs: Iterable[Path], *, uri: str | None, report: Callable[[str], N
 def _told(run_dir: Path, uri: str | None) -> tuple[Mirror, list[dict[str, Any]]]:
     """What a run folder says: the frozen configuration as it is, so that runs of other versions can be read as well."""
     try:
-        whole = json.loads((run_dir / "config.json").read_text())
+        whole = json.loads((run_dir / CONFIG).read_text())
         records, stretches = read_both(run_dir / JOURNAL)
         mirror = Mirror.of(run_dir, whole["config"], digest=whole["digest"], stretches=stretches, uri=uri)
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
@@ -78,13 +78,8 @@ def _send(mirror: Mirror, records: list[dict[str, Any]], status: Status | None) 
 
 def _status(run_dir: Path) -> Status | None:
     """How a run ended, by its result; None while a process has it."""
-    try:
-        with run_dir.with_name(f".{run_dir.name}.lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        pass
-    except BlockingIOError:
+    if is_kept(run_dir):
         return None
-    result = run_dir / "result.json"
+    result = run_dir / RESULT
     ended: dict[str, Status] = {"finished": "FINISHED", "failed": "FAILED"}
     return ended.get(json.loads(result.read_text())["status"], "KILLED") if result.exists() else "KILLED"

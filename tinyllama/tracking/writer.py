@@ -1,7 +1,8 @@
 """A background writer that mirrors a run into MLflow and may lag, fail or never start without the loop noticing.
 
 Importing MLflow's stores takes seconds, creating its SQLite tables more, and a server may be slow or gone, so all of
-that happens in one daemon thread. What the thread could not send is replayed from the journal when the run closes.
+that happens in one daemon thread. What the thread could not send is replayed from the journal when the run closes, at
+last, as MLflow takes numbers of a run that has ended.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class MlflowWriter:
         self._tags[key] = value
 
     def close(self, status: Status, *, artifacts: Sequence[Path] = (), timeout: float = CLOSE_WITHIN) -> None:
-        """Sends what is left, the artifacts that exist and the status, or gives up after `timeout` seconds.
+        """Sends the artifacts that exist, the status, then what is left, or gives up after `timeout` seconds.
 
         What could not be delivered is a warning that names the journal. A second call does nothing.
         """
@@ -116,10 +117,22 @@ class MlflowWriter:
                 self._warn(error)
                 wait = RETRY_EVERY
         try:
-            self._finish()
-            self._delivered = True
+            run = self._connected()
         except Exception as error:
             self._warn(error)
+            return
+        # what says that the run has ended comes first: to look for the numbers of a long one may take minutes
+        done = [self._tried(part, run) for part in (self._send_tags, self._upload, self._end)]
+        self._tried(self._send, run)  # what fails here is replayed
+        self._delivered = self._tried(self._replay, run) and all(done)
+
+    def _tried(self, part: Callable[[MlflowRun], None], run: MlflowRun) -> bool:
+        try:
+            part(run)
+        except Exception as error:
+            self._warn(error)
+            return False
+        return True
 
     def _connected(self) -> MlflowRun:
         if self._run is None:
@@ -147,21 +160,17 @@ class MlflowWriter:
                 self._tags.setdefault(key, value)
                 raise
 
-    def _finish(self) -> None:
-        run = self._connected()
-        try:
-            try:
-                self._send(run)
-            except Exception as error:
-                self._warn(error)
-            if self._behind:
-                run.replay(read(self._journal))
-            self._send_tags(run)
-            for path in self._artifacts:
-                if path.exists():
-                    run.upload(path)
-        finally:
-            run.end(self._status)
+    def _upload(self, run: MlflowRun) -> None:
+        for path in self._artifacts:
+            if path.exists():
+                run.upload(path)
+
+    def _end(self, run: MlflowRun) -> None:
+        run.end(self._status)
+
+    def _replay(self, run: MlflowRun) -> None:
+        if self._behind:
+            run.replay(read(self._journal))
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:

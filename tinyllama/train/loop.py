@@ -62,11 +62,10 @@ def train(
         began = time.perf_counter()
         lr = learning_rate(step, steps=plan.steps, peak=config.optimizer.lr, schedule=config.schedule)
         samples = recovery.samples(step)
-        if plan.changes_mixture(samples[0].start, samples[-1].stop):
+        before = recovery.samples(step - 1)[-1].stop if step else 0  # what was left out since then counts
+        if plan.changes_mixture(before, samples[-1].stop):
             judge.reset()  # another mixture has other losses
-        batch = loader.batch(
-            samples, rank=ranks.rank, world=ranks.world_size, micro_batch=config.parallelism.micro_batch
-        )
+        batch = loader.batch(samples, rank=ranks.rank, world=ranks.world_size, micro_batch=plan.micro_batch)
         minutes = config.checkpoint.minutes
         due = ranks.is_first and minutes is not None and time.monotonic() - saved >= 60 * minutes
         mine = Votes(stop=stop_asked(), due=due, written=saver.written, failed=saver.failed)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-MFU_CONVENTION = "6N, no input embedding, causal attention"
-"""What every printed MFU counts; see `plan.count.FlopsPerToken`."""
+from tinyllama.plan.cost import mfu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class Rates:
     tokens_per_s: float
     """Over all ranks."""
     mfu: float
-    """The model's FLOPs over what the devices could do, by MFU_CONVENTION."""
+    """The model's FLOPs over what the devices could do, by plan.cost.MFU_CONVENTION."""
     seconds_left: float
     """Of training steps."""
 
@@ -27,7 +27,7 @@ class Meter:
     """Adds up the time of training steps only, so that evaluations and checkpoints do not count as slow training."""
 
     def __init__(self, *, flops_per_token: int, peak_flops: float) -> None:
-        """peak_flops is that of all ranks together, per second."""
+        """flops_per_token is that of the plan; peak_flops is that of all ranks together, per second."""
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
         self._tokens = 0
@@ -53,9 +53,33 @@ class Meter:
         tokens_per_s = tokens / seconds
         return Rates(
             tokens_per_s=tokens_per_s,
-            mfu=tokens_per_s * self._flops_per_token / self._peak_flops,
+            mfu=mfu(tokens_per_s, flops_per_token=self._flops_per_token, peak_flops=self._peak_flops),
             seconds_left=tokens_left * self._seconds / self._tokens,
         )
+
+
+class MemoryMeter:
+    """The most memory that this process takes from here on: a GPU's tensors, or resident pages on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before = 0 if device.type == "cuda" else _resident("VmRSS")
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    @property
+    def most(self) -> int:
+        """In bytes, beside what was there before."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        return max(0, _resident("VmHWM") - self._before)
+
+
+def _resident(name: str) -> int:
+    """A line of /proc/self/status in bytes; 0 on a system that has none."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def measured_matmul_flops(

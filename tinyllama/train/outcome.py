@@ -13,11 +13,13 @@ from tinyllama.config.load import as_dict
 from tinyllama.config.schema import RunConfig
 from tinyllama.data.manifest import Manifest
 from tinyllama.evaluate.loss import SourceLoss
+from tinyllama.plan.cost import MFU_CONVENTION
 from tinyllama.plan.plan import Plan
+from tinyllama.plan.render import gigabytes
 from tinyllama.tracking.curve import draw_curve
 from tinyllama.tracking.journal import JOURNAL, read
 from tinyllama.tracking.record import environment
-from tinyllama.train.meter import MFU_CONVENTION, Meter
+from tinyllama.train.meter import MemoryMeter, Meter
 
 CURVE = "curve.png"
 
@@ -37,17 +39,27 @@ def began(config: RunConfig, *, digest: str, plan: Plan, start: int) -> dict[str
     }
 
 
-def finished(
-    begun: Mapping[str, Any], *, manifest: Manifest, measured: Mapping[str, SourceLoss], meter: Meter, sample: str
-) -> dict[str, Any]:
-    """The same with what was learnt, how fast, and a sample of text."""
+def speed(meter: Meter, *, memory: MemoryMeter) -> dict[str, Any]:
+    """How fast a run's steps were and how much memory they took."""
     rates = meter.overall()
-    speed = {
+    return {
         "tokens_per_s": rates.tokens_per_s if rates else None,
         "mfu": rates.mfu if rates else None,
         "mfu_convention": MFU_CONVENTION,
         "speed_reason": None if rates else "the run had no step left to take when it was resumed",
+        "memory_bytes": memory.most,
     }
+
+
+def finished(
+    begun: Mapping[str, Any],
+    *,
+    manifest: Manifest,
+    measured: Mapping[str, SourceLoss],
+    speed: Mapping[str, Any],
+    sample: str,
+) -> dict[str, Any]:
+    """The same with what was learnt, how fast, and a sample of text."""
     held_out = {
         name: {**asdict(loss), "gzip_bits_per_byte": manifest.sources[name].held_out.gzip_bits_per_byte}
         for name, loss in measured.items()
@@ -72,8 +84,8 @@ def draw(run_dir: Path, result: Mapping[str, Any]) -> None:
     draw_curve(read(run_dir / JOURNAL), run_dir / CURVE, title=f"{result['name']}: {tokens}", references=references)
 
 
-def render(result: Mapping[str, Any]) -> Iterator[Table | str]:
-    """A finished run's losses, speed and sample, for a terminal."""
+def render(result: Mapping[str, Any], *, planned: Plan) -> Iterator[Table | str]:
+    """A finished run's losses, its speed and memory beside what was planned, and its sample, for a terminal."""
     table = Table(box=None)
     for column in ("held out", "loss (nats)", "bits per byte", "gzip -9", "tokens"):
         table.add_column(column, justify="left" if column == "held out" else "right")
@@ -81,7 +93,22 @@ def render(result: Mapping[str, Any]) -> Iterator[Table | str]:
         numbers = (source[key] for key in ("loss", "bits_per_byte", "gzip_bits_per_byte"))
         table.add_row(name, *(f"{number:.3f}" for number in numbers), f"{source['tokens']:,}")
     yield table
-    if result["tokens_per_s"]:
-        yield f"{result['tokens_per_s']:,.0f} tokens/s, MFU {result['mfu']:.1%} ({result['mfu_convention']})"
+    yield _beside_the_plan(result, planned)
     yield "a sample:"
     yield "\n".join(f"    {line}" for line in result["sample"].splitlines())
+
+
+def _beside_the_plan(result: Mapping[str, Any], planned: Plan) -> Table:
+    table = Table(box=None)
+    for column in ("", "measured", "planned", ""):
+        table.add_column(column, justify="left" if not column else "right")
+    rate = planned.rate
+    if result["tokens_per_s"]:
+        expected = f"{rate.tokens_per_s * planned.world_size:,.0f}" if rate else "not known"
+        table.add_row("tokens/s", f"{result['tokens_per_s']:,.0f}", expected, rate.source if rate else "")
+        expected = f"{rate.mfu:.1%}" if rate and rate.mfu else "not known"
+        table.add_row("MFU", f"{result['mfu']:.1%}", expected, result["mfu_convention"])
+    is_gpu = result["config"]["parallelism"]["device"] == "cuda"
+    remark = "tensors of the first rank" if is_gpu else "of the first rank, with what libraries took meanwhile"
+    table.add_row("memory", gigabytes(result["memory_bytes"]), gigabytes(planned.fit.needed.peak), remark)
+    return table

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from tinyllama.data.skips import Skips
+from tinyllama.engine.checkpoint import Checkpoint
 from tinyllama.engine.saving import Saver
 from tinyllama.engine.start import newest_whole, state_of
 from tinyllama.engine.zero import Engine, StepRecord
@@ -39,27 +41,48 @@ class Recovery:
         return self.skips.samples(self._plan.sequences_of(step))
 
     def after_refusal(self, step: int, record: StepRecord, samples: Sequence[range]) -> int:
-        """The step to go on with after one, counted from 0, was refused. Raises SpikeError and Damaged."""
-        engine = self._engine
+        """The step to go on with after one, counted from 0, was refused.
+
+        Raises SpikeError, Damaged where it has to go back and no checkpoint is whole, OSError where one cannot be
+        reached; nothing has then been removed or told.
+        """
         self._saver.finish()
         # a checkpoint of so many steps comes before the sample that the step of that number takes first
         first = {taken: self.skips.sample(self._plan.sequences_of(taken).start) for taken in self._saver.steps()}
         decision = self.judge.refused(
             step, loss=record.loss, grad_norm=record.grad_norm, samples=samples, checkpoints=first
         )
-        to = decision.to
-        for later in reversed(first):
+        one: Checkpoint | None = None
+        if (named := decision.to) is not None:
+            # looked at before anything is removed or told
+            one = self._newest_whole(at_most=named)
+            if one.step != named:
+                decision = self.judge.further_back(decision, to=one.step)
             # before the decision is written: a checkpoint and what led to it never contradict each other
-            if to is not None and later > to:
+            for later in (taken for taken in reversed(first) if taken > named):
                 self._saver.discard(later)
         told = asdict(decision)
         self._tracker.tell(told.pop("kind"), **told)
         self.skips = self.skips.adding(decision.samples)
-        if to is None:
+        if one is None:
             return step
-        # the one decided on, or where that is damaged the one before it, from which the run comes to the same samples
-        one = newest_whole(self._saver.folder, ranks=engine.ranks, device=engine.device, report=self._report)
-        assert one is not None  # it was there a moment ago
-        engine.seat(state_of(one))
+        self._engine.seat(state_of(one))
         self.judge.go_back(one.meta["losses"])
         return one.step
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this: the last losses, and the samples that were left out on the way to it."""
+        return {"losses": self.judge.state(), "skipped": self.skips.ranges}
+
+    def _newest_whole(self, *, at_most: int) -> Checkpoint:
+        engine, folder = self._engine, self._saver.folder
+        one = newest_whole(
+            folder,
+            ranks=engine.ranks,
+            device=engine.device,
+            report=self._report,
+            beat=engine.beat,
+            at_most=at_most,
+        )
+        assert one is not None  # there is one, whole or not
+        return one

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -64,9 +64,14 @@ def decisions(run_dir: Path) -> list[Decision]:
     return [Decision.of(line) for line in lines if line["kind"] in ("skip", "rollback")]
 
 
-def skips_of(spikes: Spikes, decided: Iterable[Decision]) -> Skips:
-    """What a run leaves out: what its configuration says, and what it has decided."""
-    return Skips(spikes.skip).adding(left_out for one in decided for left_out in one.samples)
+def skips_of(spikes: Spikes, decided: Iterable[Decision], *, kept: Iterable[Sequence[int]] = ()) -> Skips:
+    """What a run leaves out: what its configuration says, and what it has decided.
+
+    kept is what the checkpoint that it goes on from was trained without. The journal has it, too; where the journal was
+    lost, the checkpoint alone.
+    """
+    decided_on = [left_out for one in decided for left_out in one.samples]
+    return Skips(spikes.skip).adding([*decided_on, *((first, end) for first, end in kept)])
 
 
 class Judge:
@@ -154,6 +159,11 @@ class Judge:
         )
         self._remember(decision)
         return decision
+
+    def further_back(self, decision: Decision, *, to: int) -> Decision:
+        """The same decision where the checkpoint that it names is damaged: an older one leads to the same samples."""
+        self._tried = to
+        return replace(decision, to=to)
 
     def go_back(self, recent: Sequence[float]) -> None:
         """The run has gone back to a checkpoint with these losses. The decisions stay."""

@@ -1,0 +1,103 @@
+"""What whole steps of the engine allocate, beside the plan's figure: `torchrun ... memory_steps.py OUT`."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from tests.engine.live import Live
+from tests.engine.ranks import ADAMW, LAYOUT
+from tinyllama import kernels
+from tinyllama.config.schema import Model
+from tinyllama.engine.distributed import Ranks, leave, meet, use_device
+from tinyllama.engine.zero import Engine, TrainState
+from tinyllama.model.init import initial_weights
+from tinyllama.model.llama import Llama
+from tinyllama.plan.memory import Layout, memory
+
+
+def shape(*, vocab_size: int, context: int, d_model: int, n_layers: int, n_heads: int, d_ff: int) -> Model:
+    return Model(
+        name="test",
+        vocab_size=vocab_size,
+        context=context,
+        d_model=d_model,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_heads // 2,
+        d_ff=d_ff,
+        rope_theta=1e4,
+        norm_eps=1e-5,
+    )
+
+
+SHAPES = {
+    "mostly states": shape(vocab_size=512, context=16, d_model=256, n_layers=4, n_heads=8, d_ff=688),
+    "mostly activations": shape(vocab_size=256, context=256, d_model=64, n_layers=6, n_heads=4, d_ff=172),
+    "between": shape(vocab_size=1024, context=128, d_model=128, n_layers=6, n_heads=4, d_ff=344),
+    "wide vocabulary": shape(vocab_size=4096, context=64, d_model=96, n_layers=3, n_heads=6, d_ff=256),
+}
+
+
+WITH_ENGINE = ("mostly states", "mostly activations")
+
+
+def step(
+    name: str, ranks: Ranks, *, stage: Literal[1, 2, 3], precision: Literal["fp32", "bf16"], recompute: bool
+) -> dict[str, float]:
+    """The most that a step allocates, of one micro-batch where it recomputes and of two where not."""
+    gc.collect()
+    before, accumulation = Live().before, 1 if recompute else 2
+    model = Llama(SHAPES[name], ops=kernels.TORCH, recompute=recompute)
+    engine = Engine(
+        model,
+        state=TrainState.fresh(initial_weights(model, seed=1)),
+        parallelism=replace(LAYOUT, zero_stage=stage),
+        optimizer=ADAMW,
+        precision=precision,
+        accumulation=accumulation,
+        ranks=ranks,
+        device=torch.device("cpu"),
+    )
+    tokens = torch.zeros(accumulation, int(LAYOUT.micro_batch), SHAPES[name].context + 1, dtype=torch.long)
+    engine.step(tokens, lr=1e-3)
+    with Live() as live:
+        engine.step(tokens, lr=1e-3)
+    layout = Layout(
+        zero_stage=stage,
+        world_size=ranks.world_size,
+        micro_batch=int(LAYOUT.micro_batch),
+        accumulates=accumulation > 1,
+        recompute=recompute,
+        precision=precision,
+        backend="torch",
+        masked_sdpa=False,
+    )
+    return {"most": live.most - before, "planned": memory(SHAPES[name], layout).peak}
+
+
+def main() -> None:
+    ranks = Ranks.from_environment()
+    meet(use_device("cpu", ranks, threads=1, ranks_here=1), patience=60)
+    stages: tuple[Literal[1, 2, 3], ...] = (1, 2, 3)
+    precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
+    found = {
+        f"{name}, stage {stage}, {precision}, {'recomputed' if recompute else 'kept'}": step(
+            name, ranks, stage=stage, precision=precision, recompute=recompute
+        )
+        for name, stage, precision, recompute in product(WITH_ENGINE, stages, precisions, (False, True))
+    }
+    if ranks.is_first:
+        Path(sys.argv[1]).write_text(json.dumps(found, indent=2))
+    leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What freezes a run: written whole, by one launcher, and not at all where the run is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tinyllama.config.schema import RunConfig
+from tinyllama.launch import runs
+from tinyllama.launch.runs import DataIdentity, freeze, thaw
+from tinyllama.plan.plan import make_plan
+
+Config = Callable[..., RunConfig]
+BATCH = 2048
+LINE = ("model=nano", "model.context=64", f"train.batch_tokens={BATCH}", "parallelism.micro_batch=16")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataIdentity:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "tokenizer.model").write_bytes(b"pieces")
+    return DataIdentity(folder=str(folder), manifest_sha256="a", tokenizer_sha256="b")
+
+
+def of(config: Config, *line: str, steps: int) -> RunConfig:
+    return config(*LINE, f"budget.tokens={steps * BATCH}", *line)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def begin(run_dir: Path, config: RunConfig, data: DataIdentity, *, writes: bool = True) -> bool:
+    return freeze(run_dir, config, data, make_plan(config), writes=writes)
+
+
+def test_a_run_that_has_more_behind_it_than_is_planned_is_refused_and_stays_as_it_is(
+    tmp_path: Path, config: Config, data: DataIdentity
+) -> None:
+    run_dir = tmp_path / "run"
+    assert begin(run_dir, of(config, steps=200), data)
+    (run_dir / "result.json").write_text(json.dumps({"status": "finished"}))
+    for name in ("step-000000100", "step-000000200", "damaged-step-000000300"):
+        (run_dir / "checkpoints" / name).mkdir(parents=True)
+    before = contents(run_dir)
+    fewer = of(config, "resume=force", f"run_dir={run_dir}", steps=199)
+    with pytest.raises(ValueError, match=r"budget: .*/run has taken 200 steps, more than 199: raise it"):
+        begin(run_dir, fewer, data)
+    assert contents(run_dir) == before
+    assert begin(run_dir, of(config, "resume=force", f"run_dir={run_dir}", steps=201), data)
+    assert not (run_dir / "result.json").exists()
+
+
+def test_one_launcher_writes_and_the_others_compare(tmp_path: Path, config: Config, data: DataIdentity) -> None:
+    run_dir = tmp_path / "run"
+    assert begin(run_dir, of(config, steps=200), data, writes=False)
+    assert not run_dir.exists(), "the first may still come"
+    begin(run_dir, of(config, steps=200), data)
+    (run_dir / "result.json").write_text(json.dumps({"status": "running"}))
+    (run_dir / "failure.txt").write_text("of another machine")
+    before = contents(run_dir)
+    assert set(before) >= {"config.json", "config.yaml", "plan.json", "tokenizer.model"}
+    assert begin(run_dir, of(config, steps=200), data, writes=False)
+    assert contents(run_dir) == before
+    with pytest.raises(ValueError, match=r"run_dir: .*/run holds a run with another seed"):
+        begin(run_dir, of(config, "seed=7", steps=200), data, writes=False)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "config.json", "config.yaml", "plan.json"])
+def test_a_file_that_cannot_be_written_stays_as_it_was(
+    tmp_path: Path, config: Config, data: DataIdentity, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The disk fills up while it is written: what is there is the former file, whole."""
+    run_dir = tmp_path / "run"
+    begin(run_dir, of(config, steps=200), data)
+    before, sync, written = (run_dir / name).read_bytes(), os.fsync, []
+
+    def fail(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.is_file():
+            written.append(path.name)
+            if name in path.name:
+                raise OSError("disk full")
+        sync(descriptor)
+
+    (Path(data.folder) / "tokenizer.model").write_bytes(b"other pieces")
+    monkeypatch.setattr(os, "fsync", fail)
+    forced = of(config, "resume=force", f"run_dir={run_dir}", "name=other", steps=200)
+    with pytest.raises(OSError, match="disk full"):
+        begin(run_dir, forced, data)
+    assert any(name in one for one in written)
+    assert (run_dir / name).read_bytes() == before
+    assert not [path for path in run_dir.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_the_newest_checkpoint_says_how_many_steps_were_taken(tmp_path: Path) -> None:
+    assert runs.steps_taken(tmp_path) == 0
+    for name in ("step-000000040", "step-000000120", "damaged-step-000000160", ".step-000000200.partial", "step-x"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert runs.steps_taken(tmp_path) == 120
+
+
+def test_what_was_frozen_is_read_back(tmp_path: Path, config: Config, data: DataIdentity) -> None:
+    whole = of(config, steps=200)
+    begin(tmp_path / "run", whole, data)
+    assert (thaw(tmp_path / "run").config, thaw(tmp_path / "run").data) == (whole, data)
+    assert runs.tokenizer(tmp_path / "run").read_bytes() == b"pieces"

@@ -1,0 +1,66 @@
+"""Time, money and disk, against TinyLlama's own figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tinyllama.config.schema import RunConfig
+from tinyllama.plan.cost import MFU_CONVENTION, mfu
+from tinyllama.plan.count import count_flops
+from tinyllama.plan.plan import make_plan
+
+V1 = ("experiment=tinyllama_v1", "task=plan")
+
+
+def test_the_papers_hours_come_out(config: Callable[..., RunConfig]) -> None:
+    whole = make_plan(config(*V1)).cost
+    assert whole is not None
+    assert f"{whole.hours / 24:.1f}" == "90.4"  # "90 days on 16 A100s"
+    short = make_plan(config(*V1, "budget.tokens=300B")).cost
+    assert short is not None
+    assert short.gpu_hours == pytest.approx(3456, rel=0.01)
+    assert short.hours == short.gpu_hours / 16
+    assert (short.dollars, short.kwh) == pytest.approx((short.gpu_hours * 1.8, short.gpu_hours * 0.4))
+
+
+def test_mfu_names_its_convention(config: Callable[..., RunConfig]) -> None:
+    flops = count_flops(config(*V1).model)
+    assert flops.conventions[MFU_CONVENTION] == flops.causal
+    assert f"{mfu(24_000, flops_per_token=flops.causal, peak_flops=312e12):.2%}" == "52.01%"
+
+
+def test_what_was_measured_comes_before_what_is_assumed(config: Callable[..., RunConfig]) -> None:
+    measured = (20_000.0, "runs/earlier")
+    rate = make_plan(config(*V1), measured_rate=measured).rate
+    assert rate is not None
+    assert (rate.tokens_per_s, rate.source) == (20_000, "measured in runs/earlier")
+    assert rate.mfu is not None
+    assert f"{rate.mfu:.2%}" == "43.34%"
+    asked = make_plan(config(*V1, "plan.mfu=0.6"), measured_rate=measured).rate
+    assert asked is not None
+    assert (asked.mfu, asked.source) == (0.6, "assumed: plan.mfu")
+    assert asked.tokens_per_s * count_flops(config(*V1).model).causal == pytest.approx(0.6 * 312e12)
+
+
+def test_nothing_is_made_up_where_nothing_is_known(config: Callable[..., RunConfig]) -> None:
+    plan = make_plan(config())
+    assert (plan.rate, plan.cost) == (None, None)
+    here = make_plan(config(), measured_rate=(1000.0, "runs/earlier"))
+    assert here.rate is not None
+    assert here.cost is not None
+    assert {here.rate.mfu, here.cost.dollars, here.cost.kwh} == {None}
+    assert here.cost.hours * 3600 == here.tokens / 1000
+
+
+def test_disk(config: Callable[..., RunConfig]) -> None:
+    plan = make_plan(config(*V1))
+    assert plan.disk.checkpoint == 12 * plan.parameters.total
+    # two newest, one being written, and those of every 50,000 of 1,430,512 steps
+    assert plan.disk.checkpoints == (2 + 1 + 28) * plan.disk.checkpoint
+    assert plan.disk.data == 2 * 950 * 10**9
+    wide = "data.tokenizer.vocab_size=70_000 model.vocab_size=70_000 data.tokenizer.sha256=null"
+    assert make_plan(config(*V1, *wide.split())).disk.data == 4 * 950 * 10**9
+    unknown = ["budget.tokens=1.5M", "~data.sources.code.tokens"]
+    assert make_plan(config(*unknown)).disk.data is None

@@ -1,0 +1,93 @@
+"""Whether it fits, the micro-batch to take, and what to set where it does not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from tinyllama.config.schema import RunConfig
+from tinyllama.plan.fit import Fit, fit, usable_bytes
+from tinyllama.plan.memory import CONTEXT_BYTES, Layout, memory
+from tinyllama.plan.plan import make_plan
+
+GPU = ("task=plan", "data=slimpajama_starcoder", "budget=3t", "parallelism=single")
+
+
+@pytest.fixture
+def fitted(config: Callable[..., RunConfig]) -> Callable[..., Fit]:
+    """Of a line on one GPU."""
+    return lambda *line: make_plan(config(*GPU, *line)).fit
+
+
+def test_auto_takes_the_most_that_fits(fitted: Callable[..., Fit]) -> None:
+    auto = fitted("model=1.1b", "hardware=h100", "parallelism.micro_batch=auto")
+    assert auto.fits
+    assert auto.micro_batch == auto.largest_micro_batch
+    assert auto.micro_batch in (2, 4, 8, 16, 32)
+    assert not fitted("model=1.1b", "hardware=h100", f"parallelism.micro_batch={2 * auto.micro_batch}").fits
+    assert fitted("model=1.1b", "hardware=h200", "parallelism.micro_batch=auto").micro_batch == 2 * auto.micro_batch
+
+
+def test_auto_divides_every_stages_batch(config: Callable[..., RunConfig]) -> None:
+    run = config(*GPU, "model=14m", "hardware=h200", "parallelism.micro_batch=auto")
+    assert fit(run, batches=[96, 36]).micro_batch == 12
+    assert fit(replace(run, parallelism=replace(run.parallelism, gpus=4)), batches=[96, 36]).micro_batch == 3
+
+
+def test_auto_falls_back_to_one_where_nothing_fits(fitted: Callable[..., Fit]) -> None:
+    none = fitted("model=1.1b", "hardware=h100", "hardware.memory_gb=3", "parallelism.micro_batch=auto")
+    assert (none.micro_batch, none.largest_micro_batch, none.fits) == (1, 0, False)
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("hardware.memory_gb=80 parallelism.micro_batch=64", "parallelism.micro_batch=16"),
+        ("hardware.memory_gb=24", "parallelism.recompute=true parallelism.zero_stage=2 parallelism.micro_batch="),
+        ("hardware.memory_gb=28", "parallelism.micro_batch=1"),
+        ("hardware.memory_gb=16", "parallelism.recompute=true parallelism.zero_stage=3 parallelism.gpus="),
+        ("hardware.memory_gb=16 parallelism=zero1", "parallelism.recompute=true parallelism.zero_stage="),
+        ("hardware.memory_gb=3", None),
+    ],
+)
+def test_what_would_make_it_fit(config: Callable[..., RunConfig], line: str, remedy: str | None) -> None:
+    run = ["model=1.1b", *GPU, *line.split()]
+    found = make_plan(config(*run)).fit
+    assert found.fits is False
+    assert found.problem is not None
+    if remedy is None:
+        assert found.remedy is None
+        assert found.problem.endswith("no layout would do: choose a smaller model")
+        return
+    assert found.remedy is not None
+    assert found.remedy.startswith(remedy)
+    assert found.problem.endswith(f"set {found.remedy}")
+    assert make_plan(config(*run, *found.remedy.split())).fit.fits  # the remedy does what it says
+
+
+def test_a_gpu_nobody_knows_is_not_judged(fitted: Callable[..., Fit]) -> None:
+    unknown = fitted("hardware=cpu")
+    assert {unknown.usable, unknown.fits, unknown.largest_micro_batch, unknown.remedy, unknown.problem} == {None}
+
+
+def test_ranks_of_one_machine_share_its_memory(config: Callable[..., RunConfig]) -> None:
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert usable_bytes(config()) == whole
+    assert usable_bytes(config("parallelism.gpus=2", "parallelism.micro_batch=auto")) == whole // 2
+    assert usable_bytes(config("hardware.memory_gb=2")) == 2 * 10**9
+    assert usable_bytes(config("parallelism=single", "hardware=h100")) == 80 * 10**9 - CONTEXT_BYTES
+
+
+def test_the_layout_is_the_runs(config: Callable[..., RunConfig]) -> None:
+    run = config(*GPU, "model=1.1b", "train.mask_documents=true", "kernels.attention=sdpa", "parallelism.gpus=4")
+    layout = Layout.of(run, micro_batch=2, accumulation=3)
+    assert (layout.backend, layout.precision, layout.itemsize) == ("triton", "bf16", 2)
+    assert (layout.world_size, layout.accumulates, layout.masked_sdpa) == (4, True, True)
+    assert Layout.of(config(), micro_batch=1, accumulation=1).backend == "torch"
+    # each part of the memory answers to what it is of
+    peak = memory(run.model, layout).peak
+    for smaller in ({"micro_batch": 1}, {"zero_stage": 3}, {"recompute": True}, {"masked_sdpa": False}):
+        assert memory(run.model, replace(layout, **smaller)).peak < peak, smaller

@@ -1,0 +1,130 @@
+"""Planned memory beside what PyTorch allocates: a model's forward and backward, and whole steps of the engine."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tests.engine.launched import measured
+from tests.engine.live import Live
+from tests.engine.memory_steps import SHAPES
+from tinyllama import kernels
+from tinyllama.config.schema import Model, RunConfig
+from tinyllama.engine import zero
+from tinyllama.kernels import cross_entropy, target
+from tinyllama.model.llama import Llama
+from tinyllama.plan import memory as planned
+from tinyllama.plan.count import count_parameters
+from tinyllama.plan.memory import Layout, memory
+
+WITHIN = 0.1
+LAYOUT = Layout(
+    zero_stage=1,
+    world_size=1,
+    micro_batch=4,
+    accumulates=False,
+    recompute=False,
+    precision="fp32",
+    backend="torch",
+    masked_sdpa=False,
+)
+
+
+def model_alone(shape: Model, layout: Layout) -> tuple[int, int]:
+    """Bytes that a forward keeps, and the most that it and its backward take, weights aside.
+
+    With no real numbers for the kernels, which would take long in the interpreter: their outputs have shapes all the
+    same. What they use inside is not seen.
+    """
+    dtype = torch.bfloat16 if layout.precision == "bf16" else torch.float32
+    fake = FakeTensorMode(allow_non_fake_inputs=True) if layout.backend == "triton" else nullcontext()
+    ops = kernels.select(layout.backend, attention="sdpa", device="cpu")
+    with fake:
+        torch.set_default_dtype(dtype)
+        try:
+            model = Llama(shape, ops=ops, recompute=layout.recompute)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        tokens = torch.zeros(layout.micro_batch, shape.context + 1, dtype=torch.long)
+        for _ in range(2):  # some tables are made at the first
+            model.zero_grad()
+            gc.collect()
+            with Live() as live:
+                loss, _ = model(tokens[:, :-1], tokens[:, 1:])
+                kept = live.now - live.before
+                loss.backward()
+    return kept, live.most - live.before
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_activations_are_what_the_torch_ops_keep(name: str, precision: str, recompute: bool) -> None:
+    compare(SHAPES[name], replace(LAYOUT, precision=precision, recompute=recompute))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["14m", "120m", "1.1b"])
+def test_activations_are_what_the_kernels_keep(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, name: str, precision: str, recompute: bool
+) -> None:
+    monkeypatch.setattr(target, "takes", lambda _: True)  # bf16 too: nothing is computed
+    layout = replace(LAYOUT, precision=precision, recompute=recompute, backend="triton")  # type: ignore[arg-type]
+    compare(config(f"model={name}", "data=slimpajama_starcoder").model, layout)
+
+
+def compare(shape: Model, layout: Layout) -> None:
+    kept, most = model_alone(shape, layout)
+    needed = memory(shape, layout)
+    tokens = layout.micro_batch * shape.context
+    # log-probabilities by the torch ops; by the kernel, gradients of its inputs
+    loss = 4 * shape.vocab_size * tokens
+    if layout.backend == "triton":
+        loss = layout.itemsize * shape.d_model * tokens + 4 * shape.vocab_size * shape.d_model
+    assert needed.activations + loss == pytest.approx(kept, rel=0.02)
+    states = memory(shape, replace(layout, micro_batch=0)).peak
+    # what the states have beside it at their own peak, gradients and a bucket, are not there in the model alone
+    assert needed.peak - states <= most * (1 + WITHIN)
+
+
+def test_a_part_left_out_would_show() -> None:
+    shape = SHAPES["wide vocabulary"]
+    kept, _ = model_alone(shape, LAYOUT)
+    loss = 4 * shape.vocab_size * LAYOUT.micro_batch * shape.context
+    for other in (replace(shape, d_ff=shape.d_ff * 3 // 4), replace(shape, n_layers=shape.n_layers - 1)):
+        assert memory(other, LAYOUT).activations + loss < 0.95 * kept
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_step_of_the_engine_takes_what_was_planned(ranks: int) -> None:
+    found = measured("memory_steps.py", ranks=ranks)
+    assert len(found) == 24
+    wrong = {name: one["planned"] / one["most"] for name, one in found.items()}
+    assert {name: ratio for name, ratio in wrong.items() if not abs(ratio - 1) < WITHIN} == {}
+
+
+@pytest.mark.parametrize("ranks", [1, 4, 16])
+def test_sharded_states_are_deepspeeds_own_estimate(ranks: int, config: Callable[..., RunConfig]) -> None:
+    shape = config("model=1.1b", "data=slimpajama_starcoder").model
+    n, layout = count_parameters(shape).total, replace(LAYOUT, precision="bf16", world_size=ranks)
+    _, second = estimate_zero2_model_states_mem_needs(n, num_gpus_per_node=ranks, cpu_offload=False)
+    _, third, layer = estimate_zero3_model_states_mem_needs(
+        n, 0, num_gpus_per_node=ranks, cpu_offload=False, cpu_offload_params=False
+    )
+    assert memory(shape, replace(layout, zero_stage=2)).states == pytest.approx(second, rel=1e-6)
+    assert memory(shape, replace(layout, zero_stage=3)).states == pytest.approx(third - layer, rel=1e-6)
+
+
+def test_constants_are_what_the_code_uses(config: Callable[..., RunConfig]) -> None:
+    settings = zero._settings(config().parallelism, parameters=10**12, precision="bf16", accumulation=1, clip=1.0)
+    assert settings["zero_optimization"]["reduce_bucket_size"] == planned.REDUCE_BUCKET
+    assert cross_entropy.LOGITS_BYTES == planned.LOGITS_BYTES

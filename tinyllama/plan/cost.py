@@ -1,0 +1,100 @@
+"""What a run costs: time, GPU-hours, money, energy, disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tinyllama.config.schema import RunConfig
+from tinyllama.plan.count import FlopsPerToken
+
+MFU_CONVENTION = "6N, no input embedding, causal attention"
+"""What every MFU of this program counts: `FlopsPerToken.causal`."""
+
+
+def mfu(tokens_per_s: float, *, flops_per_token: int, peak_flops: float) -> float:
+    """The model's FLOPs a second over what the devices could do. Both rates are of the same GPUs."""
+    return tokens_per_s * flops_per_token / peak_flops
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """How fast one GPU is taken to train."""
+
+    tokens_per_s: float
+    mfu: float | None
+    """By MFU_CONVENTION; None where the GPU's peak is not known."""
+    source: str
+    """Where that comes from."""
+
+
+def expected_rate(config: RunConfig, flops: FlopsPerToken, *, measured: tuple[float, str] | None) -> Rate | None:
+    """What plan.mfu says, else what a run of this model on this hardware measured, else what the hardware is known for.
+
+    measured is tokens a second on one GPU, and where. None where none of the three is there.
+    """
+    hardware = config.hardware
+    peak = hardware.peak_tflops and hardware.peak_tflops * 1e12
+    if config.plan.mfu is None and measured:
+        tokens_per_s, where = measured
+        share = mfu(tokens_per_s, flops_per_token=flops.causal, peak_flops=peak) if peak else None
+        return Rate(tokens_per_s=tokens_per_s, mfu=share, source=f"measured in {where}")
+    share, source = (config.plan.mfu, "plan.mfu") if config.plan.mfu else (hardware.mfu, hardware.mfu_source)
+    if peak is None or share is None:
+        return None
+    return Rate(tokens_per_s=share * peak / flops.causal, mfu=share, source=f"assumed: {source}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of a whole run, evaluations and stops aside."""
+
+    hours: float
+    gpu_hours: float
+    dollars: float | None
+    """At hardware.price_per_hour."""
+    kwh: float | None
+    """At hardware.watts: the GPUs' own, hosts and cooling not counted."""
+
+
+def cost(config: RunConfig, *, tokens: int, rate: Rate) -> Cost:
+    """What so many tokens cost at a rate."""
+    gpu_hours = tokens / rate.tokens_per_s / 3600
+    price, watts = config.hardware.price_per_hour, config.hardware.watts
+    return Cost(
+        hours=gpu_hours / config.parallelism.world_size,
+        gpu_hours=gpu_hours,
+        dollars=None if price is None else gpu_hours * price,
+        kwh=None if watts is None else gpu_hours * watts / 1000,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    """Bytes that a run leaves behind, or needs."""
+
+    checkpoint: int
+    """One: fp32 weights and two moments."""
+    checkpoints: int
+    """All that are kept at the end, and the one that is being written."""
+    data: int | None
+    """Token shards of all sources; None where a size is not known."""
+
+
+def disk(config: RunConfig, *, parameters: int, steps: int, unique_tokens: Mapping[str, int | None]) -> Disk:
+    """What a run of so many steps needs."""
+    kept, each = config.checkpoint, checkpoint_bytes(parameters)
+    forever = steps // kept.keep_every if kept.keep_every else 0
+    sizes = list(unique_tokens.values())
+    itemsize = 2 if config.data.tokenizer.vocab_size <= 2**16 else 4
+    known = [size for size in sizes if size is not None]
+    return Disk(
+        checkpoint=each,
+        checkpoints=each * (kept.keep + 1 + forever),
+        data=itemsize * sum(known) if len(known) == len(sizes) else None,
+    )
+
+
+def checkpoint_bytes(parameters: int) -> int:
+    """Of one checkpoint: fp32 weights and two moments."""
+    return 12 * parameters

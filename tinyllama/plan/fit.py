@@ -1,0 +1,116 @@
+"""Whether a run fits into its GPUs' memory, the micro-batch to take, and what would make it fit."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from tinyllama.config.schema import RunConfig
+from tinyllama.plan.memory import CONTEXT_BYTES, Layout, Memory, memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A run in its GPUs' memory."""
+
+    micro_batch: int
+    """The one that is set, or the largest that fits."""
+    needed: Memory
+    usable: int | None
+    """Bytes on one GPU for tensors; None where nobody knows."""
+    largest_micro_batch: int | None
+    """The largest that fits and divides the batch, 0 where none does; None where nobody knows."""
+    remedy: str | None
+    """The settings that would make it fit; None where it fits, or nothing would."""
+
+    @property
+    def fits(self) -> bool | None:
+        """None where nobody knows."""
+        return None if self.usable is None else self.needed.peak <= self.usable
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong where it does not fit: value, rule, remedy."""
+        if self.usable is None or self.fits:
+            return None
+        way_out = f"set {self.remedy}" if self.remedy else "no layout would do: choose a smaller model"
+        needed, usable = self.needed.peak / 1e9, self.usable / 1e9
+        return f"{self.micro_batch} needs {needed:,.1f} GB on a rank, which has {usable:,.1f} GB for tensors: {way_out}"
+
+
+def usable_bytes(config: RunConfig) -> int | None:
+    """What one rank may fill with tensors: of a GPU, all but what CUDA takes; of this machine, its share."""
+    hardware, parallelism = config.hardware, config.parallelism
+    if parallelism.device == "cuda":
+        return None if hardware.memory_gb is None else round(hardware.memory_gb * 1e9) - CONTEXT_BYTES
+    if hardware.memory_gb is not None:
+        return round(hardware.memory_gb * 1e9)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // parallelism.gpus
+
+
+def fit(config: RunConfig, *, batches: Sequence[int]) -> Fit:
+    """Of a run whose stages take so many sequences a step. Where the micro-batch is auto and its GPU not known: 1."""
+    wanted, usable, world = config.parallelism.micro_batch, usable_bytes(config), config.parallelism.world_size
+
+    def peak(micro_batch: int, **changes: object) -> Memory:
+        return memory(config.model, _layout(config, batches, micro_batch, **changes))
+
+    choices = _divisors(math.gcd(*batches) // world)
+    fitting = [] if usable is None else [choice for choice in choices if peak(choice).peak <= usable]
+    largest = max(fitting, default=0)
+    micro_batch = (largest or 1) if wanted == "auto" else wanted
+    needed = peak(micro_batch)
+    remedy = None if usable is None or needed.peak <= usable else _remedy(config, batches, largest, usable)
+    return Fit(
+        micro_batch=micro_batch,
+        needed=needed,
+        usable=usable,
+        largest_micro_batch=None if usable is None else largest,
+        remedy=remedy,
+    )
+
+
+def _layout(config: RunConfig, batches: Sequence[int], micro_batch: int, **changes: object) -> Layout:
+    accumulation = max(batches) // (micro_batch * config.parallelism.world_size)
+    return replace(Layout.of(config, micro_batch=micro_batch, accumulation=accumulation), **changes)  # type: ignore[arg-type]
+
+
+def _remedy(config: RunConfig, batches: Sequence[int], largest: int, usable: int) -> str | None:
+    """The first of what costs least speed: a smaller micro-batch, recomputation, more sharding, more GPUs."""
+    if largest:
+        return f"parallelism.micro_batch={largest}"
+    for settings, changes in _steps(config):
+        world = int(changes.get("world_size", config.parallelism.world_size))
+        choices = reversed(_divisors(math.gcd(*batches) // world))
+        for micro_batch in choices if math.gcd(*batches) % world == 0 else ():
+            if memory(config.model, _layout(config, batches, micro_batch, **changes)).peak <= usable:
+                return " ".join([*settings, f"parallelism.micro_batch={micro_batch}"])
+    return None
+
+
+def _steps(config: RunConfig) -> Iterator[tuple[list[str], dict[str, int]]]:
+    """What else to set, ever more of it."""
+    parallelism = config.parallelism
+    settings, changes = [], dict[str, int]()
+    if not parallelism.recompute:
+        settings, changes = ["parallelism.recompute=true"], {"recompute": True}
+        yield settings, changes
+    stages: list[Literal[1, 2, 3]] = [1, 2, 3]
+    sharding = stages[parallelism.zero_stage :]
+    for stage in sharding:  # the second needs less room to reduce gradients, on one GPU too
+        yield [*settings, f"parallelism.zero_stage={stage}"], changes | {"zero_stage": stage}
+    settings = [*settings, *(["parallelism.zero_stage=3"] if sharding else [])]
+    for factor in (2, 4, 8, 16, 32, 64):
+        world = parallelism.world_size * factor
+        yield (
+            [*settings, f"parallelism.gpus={parallelism.gpus * factor}"],
+            changes | {"zero_stage": 3, "world_size": world},
+        )
+
+
+def _divisors(n: int) -> list[int]:
+    """Of a number, in order; 1 of 0."""
+    return [d for d in range(1, n + 1) if n % d == 0] or [1]

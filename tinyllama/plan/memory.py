@@ -1,0 +1,173 @@
+"""Memory of one GPU in a training step, from the shape and the layout alone.
+
+Three things are counted: what is held between steps (weights, gradients, optimizer: arXiv 1910.02054), what a forward
+keeps for its backward, and what either end of the backward needs beside that. The most of a step is at one of those
+ends: at the loss, when all activations are kept, or when the last gradients come out and are reduced. Constants are
+those of DeepSpeed 0.19's optimizers and of our kernels; tests compare the sums with what PyTorch allocates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tinyllama.config.schema import Model, RunConfig
+from tinyllama.plan.count import count_parameters
+
+REDUCE_BUCKET = 500_000_000
+"""Gradients that ZeRO reduces at once, at most."""
+GATHERED = 1_000_000_000
+"""Parameters that ZeRO's third stage holds whole at once, at most."""
+CONTEXT_BYTES = 1_000_000_000
+"""What CUDA, NCCL and the libraries take of a GPU before the first tensor."""
+LOGITS_BYTES = 1 << 28
+"""What our linear cross-entropy gives to a chunk of logits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """All that memory depends on beside the model."""
+
+    zero_stage: int
+    world_size: int
+    micro_batch: int
+    accumulates: bool
+    """Whether a step has more than one micro-batch."""
+    recompute: bool
+    precision: Literal["fp32", "bf16"]
+    backend: Literal["torch", "triton"]
+    masked_sdpa: bool
+    """Whether PyTorch's attention is handed a mask of documents."""
+
+    @classmethod
+    def of(cls, config: RunConfig, *, micro_batch: int, accumulation: int) -> Layout:
+        """A run's."""
+        parallelism, kernels = config.parallelism, config.kernels
+        auto: Literal["torch", "triton"] = "triton" if parallelism.device == "cuda" else "torch"
+        backend = auto if kernels.backend == "auto" else kernels.backend
+        return cls(
+            zero_stage=parallelism.zero_stage,
+            world_size=parallelism.world_size,
+            micro_batch=micro_batch,
+            accumulates=accumulation > 1,
+            recompute=parallelism.recompute,
+            precision=config.train.precision,
+            backend=backend,
+            masked_sdpa=config.train.mask_documents and (backend == "torch" or kernels.attention == "sdpa"),
+        )
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number that the model computes with."""
+        return 2 if self.precision == "bf16" else 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on one GPU, by what they are for."""
+
+    weights: int
+    gradients: int
+    """Those being added up and those that have just come out."""
+    optimizer: int
+    """fp32 weights and both moments."""
+    activations: int
+    """Kept by the blocks of one micro-batch for its backward."""
+    recomputed: int
+    """One block's activations, where they are not kept but made again."""
+    logits: int
+    """What the loss keeps and needs."""
+    buffers: int
+    """For reducing gradients and gathering parameters."""
+    peak: int
+    """The most at once: not all of the above are there at one time."""
+
+    @property
+    def states(self) -> int:
+        """What ZeRO shards."""
+        return self.weights + self.gradients + self.optimizer
+
+
+def memory(model: Model, layout: Layout) -> Memory:
+    """What a training step takes."""
+    n, w, e = count_parameters(model).total, layout.world_size, layout.itemsize
+    stage, mixed = layout.zero_stage, layout.precision == "bf16"
+    tokens = layout.micro_batch * model.context
+    bucket = e * min(n, REDUCE_BUCKET)
+
+    # what ZeRO shards
+    weights, optimizer = e * n // (w if stage == 3 else 1), 12 * n // w
+    fresh = e * n if stage == 1 else bucket  # gradients that have come out and are yet to be reduced
+    whole, shard = 4 * n, 4 * n // w
+    # added up in fp32; where all is fp32, stage 1 adds up in place, and so does stage 2 where there is nothing to add
+    summed = {1: whole if mixed else 0, 2: shard if mixed or layout.accumulates else 0, 3: shard}[stage]
+    gathered = e * min(n, GATHERED) if stage == 3 else 0
+    # in bf16, stage 1 flattens what it has added up and rounds it to what is sent; the others fill buckets meanwhile
+    flattened = 6 * min(n, REDUCE_BUCKET) if mixed and stage == 1 else 0
+    filling = 0 if flattened else bucket
+
+    held = weights + optimizer
+    if stage == 3:
+        held += summed + filling + (gathered if w > 1 else 0)
+    elif flattened:
+        held += summed
+    carried = {1: fresh + filling, 2: summed, 3: 0}[stage] if layout.accumulates else 0
+    coming = {1: max(carried, fresh + filling), 2: carried + fresh + filling, 3: fresh}[stage]
+
+    block = _kept_by_block(model, layout) * tokens
+    kept = model.n_layers * (2 * e * model.d_model * tokens if layout.recompute else block)
+    end = _kept_by_last_norm(model, layout) * tokens
+    loss_kept, loss_more = _loss(model, layout, tokens)
+    work = (e if layout.backend == "triton" else 4) * (model.d_model + 2 * model.d_ff) * tokens
+    again = block if layout.recompute else 0
+    begun = {1: max(carried, filling), 2: carried + filling, 3: 0}[stage] + e * model.vocab_size * model.d_model
+    return Memory(
+        weights=weights,
+        gradients=summed + fresh,
+        optimizer=optimizer,
+        activations=kept + end,
+        recomputed=again,
+        logits=loss_kept + loss_more,
+        buffers=filling + flattened + gathered,
+        peak=max(
+            held + carried + kept + end + loss_kept + loss_more,
+            held + begun + kept + again + work,
+            held + coming + again + work,
+            weights + optimizer + summed + fresh + filling + flattened + gathered,
+        ),
+    )
+
+
+def _kept_by_block(model: Model, layout: Layout) -> int:
+    """What one block keeps for its backward, in bytes a token."""
+    d, f, h, kv = model.d_model, model.d_ff, model.n_heads, model.n_kv_heads * model.head_dim
+    e = layout.itemsize
+    if layout.backend == "triton":
+        # each norm its sum, its result and a root; queries, keys, values; what attention gathers, with a log-sum a
+        # head; the packed projection and the SwiGLU of it
+        each = e * (2 * 2 * d + (d + 2 * kv) + d + 3 * f) + 4 * (2 + h)
+    elif e == 4:
+        # the reference's: each norm also the normed sum; the packed projection for its values and its rotated part
+        each = e * (2 * 3 * d + (d + 2 * kv) + (d + kv) + d + 4 * f) + 4 * (2 + h)
+    else:
+        # the same, where fp32 copies of what is computed widely are kept beside the bf16 results
+        each = 2 * (2 * d + (d + 2 * kv) + (d + kv) + d + f) + 4 * (2 * 2 * d + 3 * f) + 4 * (2 + h)
+    if layout.masked_sdpa:
+        each += e * model.context
+    return each
+
+
+def _kept_by_last_norm(model: Model, layout: Layout) -> int:
+    """The same of the norm after the blocks."""
+    d, e = model.d_model, layout.itemsize
+    each = e * d if layout.backend == "triton" else 3 * e * d if e == 4 else 10 * d
+    return each + 4
+
+
+def _loss(model: Model, layout: Layout, tokens: int) -> tuple[int, int]:
+    """What the loss keeps for the backward, and what it needs beside that at its most."""
+    v, d, e = model.vocab_size, model.d_model, layout.itemsize
+    if layout.backend == "torch":
+        return 4 * v * tokens, 8 * v * tokens  # log-probabilities; their gradient, and the logits'
+    kept = e * d * tokens + 4 * v * d  # the gradients, made on the way
+    return kept, max(min(LOGITS_BYTES, e * v * tokens), e * d * tokens + e * v * d)

@@ -1,0 +1,230 @@
+"""A plan as tables and lines for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from rich.table import Table
+
+from tinyllama.plan.cost import MFU_CONVENTION
+from tinyllama.plan.plan import Plan
+
+NOT_KNOWN = "not known"
+
+
+def render(plan: Plan, *, title: str) -> Iterator[Table | str]:
+    """All of it."""
+    yield _counts(plan, title)
+    yield _compute(plan)
+    yield _mixture(plan)
+    if len(plan.stages) > 1:
+        yield from render_stages(plan)
+    yield from _losses(plan)
+    yield _memory(plan)
+    yield from _costs(plan)
+    for warning in plan.warnings:
+        yield f"warning: {warning}"
+
+
+def short(plan: Plan) -> Iterator[str]:
+    """What to know before a run begins."""
+    fit = plan.fit
+    yield (
+        f"{plan.parameters.total:,} parameters, {plan.tokens:,} tokens in {plan.steps:,} steps: "
+        f"{plan.tokens_per_param:,.1f} a parameter, {plan.chinchilla_multiple:,.2f} x Chinchilla"
+    )
+    memory = f"planned: {gigabytes(fit.needed.peak)} on each of {plan.world_size} ranks"
+    memory += f" of {gigabytes(fit.usable)}" if fit.usable else ""
+    if plan.cost and plan.rate:
+        memory += f"; {hours(plan.cost.hours)} at {plan.rate.tokens_per_s:,.0f} tokens/s a rank ({plan.rate.source})"
+    yield memory
+    if fit.problem:
+        yield f"warning: parallelism.micro_batch: {fit.problem}"
+
+
+class Point(NamedTuple):
+    """One of several runs."""
+
+    name: str
+    plan: Plan
+    done: bool
+    """Whether it has been trained already."""
+
+
+def render_grid(points: Sequence[Point]) -> Iterator[Table | str]:
+    """A line for each of several runs, and what they take together."""
+    table = _table(
+        "run", "parameters", "tokens", "a parameter", "steps", "memory", "GPU-hours", "US dollars", "loss", "done"
+    )
+    for name, plan, done in points:
+        cost = plan.cost
+        table.add_row(
+            name,
+            f"{plan.parameters.total:.4g}",
+            f"{plan.tokens:.4g}",
+            f"{plan.tokens_per_param:,.1f}",
+            f"{plan.steps:,}",
+            gigabytes(plan.fit.needed.peak) + ("" if plan.fit.fits is not False else " (too much)"),
+            f"{cost.gpu_hours:,.2f}" if cost else NOT_KNOWN,
+            f"{cost.dollars:,.2f}" if cost and cost.dollars is not None else NOT_KNOWN,
+            f"{plan.forecasts[0].loss:.3f}",
+            "yes" if done else "",
+        )
+    yield table
+    left = [plan for _, plan, done in points if not done]
+    yield f"loss: {points[0].plan.forecasts[0].law}'s law, on its own corpus and tokenizer"
+    yield _together("all", [plan for _, plan, _ in points])
+    if len(left) < len(points):
+        yield _together("still to do", left)
+
+
+def _together(which: str, plans: Sequence[Plan]) -> str:
+    tokens = sum(plan.tokens for plan in plans)
+    costs = [plan.cost for plan in plans if plan.cost]
+    flops = sum(plan.flops_per_token.six_n * plan.tokens for plan in plans)
+    told = f"{which}: {len(plans)} runs, {tokens:.4g} tokens, {flops:.3g} FLOPs (6N)"
+    if len(costs) < len(plans):
+        return told + "; how long is not known of all"
+    told += (
+        f", {sum(cost.gpu_hours for cost in costs):,.2f} GPU-hours, {hours(sum(cost.hours for cost in costs))} in turn"
+    )
+    dollars = [cost.dollars for cost in costs if cost.dollars is not None]
+    return told + (f", {sum(dollars):,.2f} US dollars" if len(dollars) == len(plans) else "")
+
+
+def _counts(plan: Plan, title: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    groups = ("embedding", "attention", "mlp", "norms", "head")
+    for group in groups:
+        table.add_row(f"  {group}", f"{getattr(plan.parameters, group):>17,}", "")
+    table.add_row("parameters", f"{plan.parameters.total:>17,}", "")
+    table.add_row("  no input embedding", f"{plan.parameters.without_input_embedding:>17,}", "")
+    table.add_row("  no embeddings", f"{plan.parameters.without_embeddings:>17,}", "in the blocks and the last norm")
+    first = plan.stages[0]
+    table.add_row("batch", f"{first.sequences_per_step * plan.context:>17,}", "tokens a step")
+    sequences = f"{plan.micro_batch} x {plan.accumulation(first)} accumulated x {plan.world_size} ranks"
+    table.add_row("  sequences", f"{first.sequences_per_step:>17,}", sequences)
+    table.add_row("steps", f"{plan.steps:>17,}", "")
+    multiple = f"{plan.tokens_per_param:,.1f} a parameter, {plan.chinchilla_multiple:,.2f} x Chinchilla"
+    table.add_row("tokens", f"{plan.tokens:>17,}", multiple)
+    return table
+
+
+def _compute(plan: Plan) -> Table:
+    compute = _table("FLOPs counted as", "a token", "in all")
+    for convention, flops in plan.flops_per_token.conventions.items():
+        compute.add_row(convention, f"{flops:,}", f"{flops * plan.tokens:.3e}")
+    return compute
+
+
+def _mixture(plan: Plan) -> Table:
+    mixture = _table("source", "share", "tokens", "unique tokens", "epochs", "worth unseen")
+    for name, source in plan.sources.items():
+        unique = NOT_KNOWN if source.unique_tokens is None else f"{source.unique_tokens:,}"
+        mixture.add_row(
+            name,
+            f"{source.share:.1%}",
+            f"{source.tokens:,}",
+            unique if source.measured or source.unique_tokens is None else f"about {unique}",
+            NOT_KNOWN if source.epochs is None else f"{source.epochs:.3f}",
+            NOT_KNOWN if source.effective_tokens is None else f"{source.effective_tokens:.3g}",
+        )
+    return mixture
+
+
+def render_stages(plan: Plan) -> Iterator[str]:
+    """A line for each stage: what it takes, and how."""
+    for number, stage in enumerate(plan.stages, start=1):
+        total = sum(stage.weights.values())
+        shares = (f"{name} {weight / total:.1%}" for name, weight in stage.weights.items() if weight)
+        ramp = f", after a ramp of {stage.ramp * plan.context:,} tokens" if stage.ramp else ""
+        yield (
+            f"stage {number}: {stage.steps:,} steps of {stage.sequences_per_step * plan.context:,} tokens, "
+            f"{stage.sequences * plan.context:,} in all: {', '.join(shares)}{ramp}"
+        )
+
+
+def _losses(plan: Plan) -> Iterator[Table | str]:
+    table = _table("loss foretold by", "nats a token", "beyond what it was fitted on")
+    for told in plan.forecasts:
+        beyond = {"size": told.parameters_beyond, "tokens": told.tokens_beyond}
+        far = ", ".join(f"{name} {times:,.3g} times" for name, times in beyond.items() if times > 1)
+        table.add_row(told.law, f"{told.loss:.3f}", far or "within")
+    yield table
+    if plan.lifetime:
+        life = plan.lifetime
+        yield (
+            f"with {life.inference_tokens:.3g} tokens of inference, {life.best.parameters:.3g} parameters trained on "
+            f"{life.best.tokens:.3g} tokens take {life.best_flops:.3g} FLOPs over their life for the same loss, "
+            f"{life.saved:.1%} less than this run's {life.flops:.3g} (Hoffmann's law)"
+        )
+
+
+def _memory(plan: Plan) -> Table:
+    fit, needed = plan.fit, plan.fit.needed
+    table = _table("memory of a rank", "", "")
+    parts = {
+        "weights": (needed.weights, ""),
+        "gradients": (needed.gradients, ""),
+        "optimizer": (needed.optimizer, "fp32 weights and two moments"),
+        "activations": (needed.activations, f"of {plan.micro_batch} sequences"),
+        "recomputed": (needed.recomputed, "one block's at a time"),
+        "logits": (needed.logits, "with the loss and its gradients"),
+        "buffers": (needed.buffers, "to reduce gradients and gather parameters"),
+    }
+    for name, (size, remark) in parts.items():
+        if size:
+            table.add_row(f"  {name}", gigabytes(size), remark)
+    table.add_row("at its most", gigabytes(needed.peak), "not all of these are there at one time")
+    if fit.usable is None:
+        table.add_row("usable", NOT_KNOWN, "choose hardware=a100 or the like to see whether it fits")
+        return table
+    verdict = "it fits" if fit.fits else f"it does not fit: {fit.remedy or 'no layout would do'}"
+    table.add_row("usable", gigabytes(fit.usable), verdict)
+    table.add_row("largest micro-batch", f"{fit.largest_micro_batch:,}", "that fits and divides the batch")
+    return table
+
+
+def _costs(plan: Plan) -> Iterator[Table | str]:
+    table = _table("what it costs", "", "")
+    if plan.rate and plan.cost:
+        rate, cost = plan.rate, plan.cost
+        table.add_row("tokens/s of a rank", f"{rate.tokens_per_s:,.0f}", rate.source)
+        if rate.mfu is not None:
+            table.add_row("MFU", f"{rate.mfu:.1%}", MFU_CONVENTION)
+        table.add_row("time", hours(cost.hours), f"on {plan.world_size} ranks")
+        table.add_row("GPU-hours", f"{cost.gpu_hours:,.1f}", "")
+        if cost.dollars is not None:
+            table.add_row("US dollars", f"{cost.dollars:,.0f}", "")
+        if cost.kwh is not None:
+            table.add_row("kWh", f"{cost.kwh:,.0f}", "of the GPUs alone")
+    else:
+        table.add_row("time", NOT_KNOWN, "no run of this model has been measured here: set plan.mfu and hardware")
+    disk = plan.disk
+    table.add_row("checkpoints", gigabytes(disk.checkpoints), f"{gigabytes(disk.checkpoint)} each")
+    table.add_row("token shards", NOT_KNOWN if disk.data is None else gigabytes(disk.data), "of all sources")
+    yield table
+
+
+def _table(*columns: str) -> Table:
+    """Text in the first column and the last but for tables of numbers, which all stand on the right."""
+    table = Table(box=None, show_header=any(columns[1:]))
+    named = all(columns)
+    for column in columns:
+        left = column == columns[0] or (not named and column is columns[-1]) or column.startswith("beyond")
+        table.add_column(column, justify="left" if left else "right")
+    return table
+
+
+def gigabytes(n_bytes: int) -> str:
+    """In 10^9 bytes; small ones in 10^6."""
+    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"
+
+
+def hours(count: float) -> str:
+    """A length of time in the unit that suits it."""
+    for unit, length in (("days", 24.0), ("hours", 1.0), ("minutes", 1 / 60)):
+        if count >= 2 * length:
+            return f"{count / length:,.1f} {unit}"
+    return f"{count * 3600:,.0f} seconds"
