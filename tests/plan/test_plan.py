@@ -128,7 +128,7 @@ def test_everything_that_is_wrong_is_told_at_once(config: Callable[..., RunConfi
         "train.batch_tokens=100000",
         "data.sources.slimpajama.max_epochs: the run would repeat it 0.00 times, more than 1e-09: lower the budget or "
         "its weight, or raise the limit",
-        "parallelism.micro_batch: 8 needs 44.1 GB on a rank, which has 39.0 GB for tensors: set "
+        "parallelism.micro_batch: 8 needs 44.12 GB on a rank, which has 39.00 GB for tensors: set "
         "parallelism.micro_batch=6, or plan.strict=false to try",
     ]
 

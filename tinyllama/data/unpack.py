@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import pyarrow
-import pyarrow.parquet
 import zstandard
 
 GROWTH = 1000
@@ -223,6 +221,8 @@ def parquet_rows(raw: Raw, *, text: str, rule: str | None) -> Iterator[tuple[int
     A row group that cannot be read is one Damage at the number of its first row that is lost. Pages are unpacked one by
     one, and few enough rows at once that a dictionary's longest text cannot be repeated beyond bounds.
     """
+    import pyarrow.parquet  # a third of a second, which a plan has no use for
+
     raw.rest()  # what follows does not read from front to back
     fields = [text, rule] if rule is not None and rule != text else [text]
     try:
@@ -245,6 +245,8 @@ def _group(
     file: Any, number: int, *, first: int, rows: int, fields: list[str]
 ) -> Iterator[tuple[int, int | None, Any]]:
     """The rows of one row group."""
+    import pyarrow
+
     name = f"row group {number} (rows {first:,} to {first + rows - 1:,})"
     # a column's own size would be nearer, but pyarrow ends the process where the footer of a column is damaged
     largest = file.metadata.row_group(number).total_byte_size

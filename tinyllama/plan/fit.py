@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tinyllama.config.schema import RunConfig
-from tinyllama.plan.memory import CONTEXT_BYTES, Layout, Memory, memory
+from tinyllama.plan.memory import CONTEXT_BYTES, Layout, Memory, gigabytes, memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class Fit:
         if self.usable is None or self.fits:
             return None
         way_out = f"set {self.remedy}" if self.remedy else "no layout would do: choose a smaller model"
-        needed, usable = self.needed.peak / 1e9, self.usable / 1e9
-        return f"{self.micro_batch} needs {needed:,.1f} GB on a rank, which has {usable:,.1f} GB for tensors: {way_out}"
+        needed, usable = gigabytes(self.needed.peak), gigabytes(self.usable)
+        return f"{self.micro_batch} needs {needed} on a rank, which has {usable} for tensors: {way_out}"
 
 
 def usable_bytes(config: RunConfig) -> int | None:

@@ -171,3 +171,8 @@ def _loss(model: Model, layout: Layout, tokens: int) -> tuple[int, int]:
         return 4 * v * tokens, 8 * v * tokens  # log-probabilities; their gradient, and the logits'
     kept = e * d * tokens + 4 * v * d  # the gradients, made on the way
     return kept, max(min(LOGITS_BYTES, e * v * tokens), e * d * tokens + e * v * d)
+
+
+def gigabytes(n_bytes: int) -> str:
+    """In 10^9 bytes; small ones in 10^6."""
+    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from rich.table import Table
 
 from tinyllama.plan.cost import MFU_CONVENTION
+from tinyllama.plan.memory import gigabytes
 from tinyllama.plan.plan import Plan
 
 NOT_KNOWN = "not known"
@@ -73,7 +74,9 @@ def render_grid(points: Sequence[Point]) -> Iterator[Table | str]:
         )
     yield table
     left = [plan for _, plan, done in points if not done]
-    yield f"loss: {points[0].plan.forecasts[0].law}'s law, on its own corpus and tokenizer"
+    yield f"loss: by {points[0].plan.forecasts[0].law}, on their own corpus and tokenizer"
+    for source in dict.fromkeys(plan.rate.source for _, plan, _ in points if plan.rate):
+        yield f"rate: {source}"
     yield _together("all", [plan for _, plan, _ in points])
     if len(left) < len(points):
         yield _together("still to do", left)
@@ -215,11 +218,6 @@ def _table(*columns: str) -> Table:
         left = column == columns[0] or (not named and column is columns[-1]) or column.startswith("beyond")
         table.add_column(column, justify="left" if left else "right")
     return table
-
-
-def gigabytes(n_bytes: int) -> str:
-    """In 10^9 bytes; small ones in 10^6."""
-    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"
 
 
 def hours(count: float) -> str:

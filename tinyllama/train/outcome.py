@@ -14,8 +14,8 @@ from tinyllama.config.schema import RunConfig
 from tinyllama.data.manifest import Manifest
 from tinyllama.evaluate.loss import SourceLoss
 from tinyllama.plan.cost import MFU_CONVENTION
+from tinyllama.plan.memory import gigabytes
 from tinyllama.plan.plan import Plan
-from tinyllama.plan.render import gigabytes
 from tinyllama.tracking.curve import draw_curve
 from tinyllama.tracking.journal import JOURNAL, read
 from tinyllama.tracking.record import environment

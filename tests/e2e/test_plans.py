@@ -1,0 +1,106 @@
+"""Plans by whole command lines: what is refused, chosen and set beside what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import TINY, Here
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+SHORT = ["budget.tokens=60K", "checkpoint.every=1000", "tracking=journal", "train.eval_every=1000"]
+
+
+@pytest.fixture(scope="module")
+def planned(here: Here) -> str:
+    """A finished run of an automatic micro-batch, and what it said."""
+    return here.run("run_dir=runs/planned", *SHORT, "parallelism.micro_batch=auto")
+
+
+def test_a_run_says_before_what_it_needs_and_after_what_it_took(here: Here, planned: str) -> None:
+    micro_batch = json.loads((here.folder / "runs/planned/config.json").read_text())["config"]["parallelism"][
+        "micro_batch"
+    ]
+    assert micro_batch == 32, "all of the batch fits"
+    plan = json.loads((here.folder / "runs/planned/plan.json").read_text())
+    assert plan["fit"]["micro_batch"] == 32
+    assert f"planned: {plan['fit']['needed']['peak'] / 1e6:.1f} MB on each of 1 ranks" in planned
+    result = here.result("runs/planned")
+    assert result["memory_bytes"] > 0
+    [line] = [line for line in planned.splitlines() if line.strip().startswith("tokens/s")]
+    assert line.split()[1:4] == [f"{result['tokens_per_s']:,.0f}", "not", "known"], "nothing was measured before"
+
+
+def test_what_a_run_measured_is_what_the_next_one_is_planned_by(here: Here, planned: str) -> None:
+    here.run("task=plan", "run_dir=runs/next", *SHORT, "seed=7")
+    plan = json.loads((here.folder / "runs/next/plan.json").read_text())
+    assert plan["rate"]["tokens_per_s"] == here.result("runs/planned")["tokens_per_s"]
+    assert plan["rate"]["source"] == "measured in runs/planned"
+    assert plan["cost"]["hours"] * 3600 * plan["rate"]["tokens_per_s"] == pytest.approx(plan["tokens"])
+    here.run("task=plan", "run_dir=runs/other", *SHORT, "model.n_layers=3")
+    assert json.loads((here.folder / "runs/other/plan.json").read_text())["rate"] is None, "another model"
+
+
+def test_a_grid_is_one_table_with_totals(here: Here, planned: str) -> None:
+    grid = "budget.tokens=60K,80K"
+    out = here.run("-m", "task=plan", *SHORT[1:], grid, "runs_dir=runs/grid", COLUMNS="200")
+    assert [line.split()[0] for line in out.splitlines()[1:3]] == [
+        "nano-stdlib-" + name for name in named(here, "grid")
+    ]
+    assert "all: 2 runs, 1.434e+05 tokens" in out  # 30 and 40 steps of 2,048
+    here.run(*SHORT, "runs_dir=runs/grid")
+    out = here.run("-m", "task=plan", *SHORT[1:], grid, "runs_dir=runs/grid", COLUMNS="200")
+    assert out.splitlines()[1].split()[-1] == "yes"
+    assert "still to do: 1 runs, 8.192e+04 tokens" in out
+    assert "GPU-hours" in out.splitlines()[-2]
+
+
+def named(here: Here, folder: str) -> list[str]:
+    plans = {
+        path.parent.name[-8:]: json.loads(path.read_text())
+        for path in (here.folder / "runs" / folder).glob("*/plan.json")
+    }
+    return sorted(plans, key=lambda name: plans[name]["tokens"])
+
+
+def test_what_does_not_fit_is_refused_and_leaves_nothing(here: Here) -> None:
+    line = ["run_dir=runs/large", *SHORT, "hardware.memory_gb=0.02"]
+    out = here.run(*line, expect=2)
+    assert out.startswith(
+        "refused parallelism.micro_batch: 16 needs 28.0 MB on a rank, which has 20.0 MB for tensors: set "
+    )
+    assert not (here.folder / "runs/large").exists()
+    assert "step 30/30" in here.run(*line, "plan.strict=false")
+
+
+def test_an_automatic_micro_batch_is_halved_once_where_memory_runs_out(here: Here) -> None:
+    def run(*line: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, HERE / "out_of_memory.py", "--config-path", ROOT / "conf", *TINY, *SHORT, *line],
+            cwd=here.folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    auto = run("run_dir=runs/auto", "parallelism.micro_batch=auto")
+    assert auto.returncode == 0, auto.stdout
+    assert "out of memory: once again with parallelism.micro_batch=16" in auto.stdout
+    frozen = json.loads((here.folder / "runs/auto/config.json").read_text())
+    assert frozen["config"]["parallelism"]["micro_batch"] == 16
+    assert here.result("runs/auto")["status"] == "finished"
+    still = run("run_dir=runs/still", "parallelism.micro_batch=auto", "train.batch_tokens=4096", "budget.tokens=90K")
+    assert still.returncode == 1, "64 and 32 are both too many"
+    asked = run("run_dir=runs/asked", "parallelism.micro_batch=32")
+    assert asked.returncode == 1
+    assert "OutOfMemoryError: there is no room" in asked.stdout
+    assert "once again" not in asked.stdout
