@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tinyllama.launch.lifeline import Board, Lifeline, State, first
 
@@ -54,6 +55,7 @@ def test_a_stop_reaches_all_and_outlives_a_restart(tmp_path: Path) -> None:
         (OSError(errno.EDQUOT, "full"), State.DISK_FULL),
         (OSError(errno.EIO, "broken"), State.FAILED),
         (RuntimeError("connection closed"), State.FAILED),
+        (torch.OutOfMemoryError("no room"), State.OUT_OF_MEMORY),
     ],
 )
 def test_a_failure_is_kept_with_what_it_means(tmp_path: Path, error: Exception, state: State) -> None:
@@ -64,6 +66,15 @@ def test_a_failure_is_kept_with_what_it_means(tmp_path: Path, error: Exception, 
     assert failure.message == f"{type(error).__name__}: {error}"
     assert "test_lifeline.py" in failure.traceback
     assert launcher.failure(0) is None
+
+
+def test_memory_that_runs_out_after_a_step_may_be_in_order_in_another_attempt(tmp_path: Path) -> None:
+    board = Board.create(tmp_path / "board", ranks=1)
+    line = Lifeline(Board.open(tmp_path / "board"))
+    line.beat(1)
+    line.fail(raised(torch.OutOfMemoryError("no room")))
+    failure = board.failure(0)
+    assert failure and failure.state == State.FAILED
 
 
 def test_a_failure_longer_than_its_room_keeps_both_ends(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tinyllama.config.load import as_dict
 from tinyllama.config.schema import RunConfig
 from tinyllama.launch import runs
-from tinyllama.launch.runs import DataIdentity, freeze, thaw
+from tinyllama.launch.runs import DataIdentity, freeze, measured_rate, thaw
 from tinyllama.plan.plan import make_plan
 
 Config = Callable[..., RunConfig]
@@ -110,3 +111,26 @@ def test_what_was_frozen_is_read_back(tmp_path: Path, config: Config, data: Data
     begin(tmp_path / "run", whole, data)
     assert (thaw(tmp_path / "run").config, thaw(tmp_path / "run").data) == (whole, data)
     assert runs.tokenizer(tmp_path / "run").read_bytes() == b"pieces"
+
+
+def test_the_rate_is_that_of_the_newest_finished_run_of_the_model(tmp_path: Path, config: Config) -> None:
+    def left(name: str, *line: str, age: int, status: str = "finished", speed: float | None = 100.0) -> None:
+        plain = as_dict(config(*LINE, *line))
+        path = tmp_path / name / "result.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps({"status": status, "tokens_per_s": speed, "config": plain}))
+        os.utime(path, (10**9 - age, 10**9 - age))
+
+    asked = config(*LINE, f"runs_dir={tmp_path}", "budget.tokens=9M", "seed=3")
+    assert measured_rate(asked) is None
+    left("old", age=9, speed=50.0)
+    left("right", "parallelism.gpus=2", age=8)
+    left("no-step-left", age=7, speed=None)
+    left("unfinished", age=6, status="failed")
+    left("another-model", "model.n_layers=3", age=5)
+    left("another-gpu", "hardware=h100", age=4)
+    left("another-precision", "train.precision=bf16", age=3)
+    for name, text in {"cut": '{"status": "fini', "strange": "[1]", "older": '{"status": "finished"}'}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(text)
+    assert measured_rate(asked) == (50.0, str(tmp_path / "right")), "100 tokens/s on two ranks"

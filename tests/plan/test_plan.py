@@ -184,6 +184,14 @@ def test_what_does_not_fit_is_planned_but_not_trained(config: Callable[..., RunC
     assert make_plan(config(*line, "budget=3t", *plan.fit.remedy.split())).fit.fits
 
 
+def test_half_a_micro_batch_still_divides_the_batch(config: Callable[..., RunConfig]) -> None:
+    halves = []
+    for micro_batch in (24, 8, 6, 2, 1):  # of 24 sequences
+        plan = make_plan(config(f"parallelism.micro_batch={micro_batch}", "train.batch_tokens=6144"))
+        halves.append(plan.half_micro_batch)
+    assert halves == [12, 4, 3, 1, None]
+
+
 def test_the_same_comes_out_of_the_short_form(tinyllama: Plan) -> None:
     assert list(short(tinyllama)) == [
         "1,100,048,384 parameters, 3,000,001,101,824 tokens in 1,430,512 steps: 2,727.2 a parameter, 136.36 x "

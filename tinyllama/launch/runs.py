@@ -7,6 +7,7 @@ has started, and the machines of one run cannot disagree.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -164,14 +165,18 @@ def finished(run_dir: Path) -> dict[str, Any] | None:
 
 
 def measured_rate(config: RunConfig) -> tuple[float, str] | None:
-    """Tokens a second on one rank of the newest finished run of a model on its hardware, and that run's folder."""
+    """Tokens a second on one rank of the newest finished run of a model on its hardware, and that run's folder.
+
+    What is no result of this version is passed over: it is only asked how fast it was.
+    """
     wanted = _what_sets_the_rate(as_dict(config))
     results = sorted(Path(config.runs_dir).glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in results:
-        result = finished(path.parent)
-        if result and result.get("tokens_per_s") and _what_sets_the_rate(result["config"]) == wanted:
-            layout = result["config"]["parallelism"]
-            return result["tokens_per_s"] / (layout["nodes"] * layout["gpus"]), str(path.parent)
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            result = finished(path.parent)
+            if result and result["tokens_per_s"] and _what_sets_the_rate(result["config"]) == wanted:
+                layout = result["config"]["parallelism"]
+                return result["tokens_per_s"] / (layout["nodes"] * layout["gpus"]), str(path.parent)
     return None
 
 
