@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -50,17 +49,16 @@ def model_alone(shape: Model, layout: Layout) -> tuple[int, int]:
     with fake:
         torch.set_default_dtype(dtype)
         try:
-            model = Llama(shape, ops=ops, recompute=layout.recompute)
+            end = 0 if layout.masked_sdpa else None
+            model = Llama(shape, ops=ops, recompute=layout.recompute, document_end=end)
         finally:
             torch.set_default_dtype(torch.float32)
         tokens = torch.zeros(layout.micro_batch, shape.context + 1, dtype=torch.long)
-        for _ in range(2):  # some tables are made at the first
-            model.zero_grad()
-            gc.collect()
-            with Live() as live:
-                loss, _ = model(tokens[:, :-1], tokens[:, 1:])
-                kept = live.now - live.before
-                loss.backward()
+        model(tokens[:, :-1], tokens[:, 1:])  # some tables are made at the first
+        with Live() as live:
+            loss, _ = model(tokens[:, :-1], tokens[:, 1:])
+            kept = live.now - live.before
+            loss.backward()
     return kept, live.most - live.before
 
 
@@ -72,8 +70,7 @@ def test_activations_are_what_the_torch_ops_keep(name: str, precision: str, reco
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", ["14m", "120m", "1.1b"])
+@pytest.mark.parametrize(("name", "precision"), [("14m", "fp32"), ("14m", "bf16"), ("1.1b", "bf16")])
 def test_activations_are_what_the_kernels_keep(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, name: str, precision: str, recompute: bool
 ) -> None:
@@ -91,9 +88,15 @@ def compare(shape: Model, layout: Layout) -> None:
     if layout.backend == "triton":
         loss = layout.itemsize * shape.d_model * tokens + 4 * shape.vocab_size * shape.d_model
     assert needed.activations + loss == pytest.approx(kept, rel=0.02)
-    states = memory(shape, replace(layout, micro_batch=0)).peak
-    # what the states have beside it at their own peak, gradients and a bucket, are not there in the model alone
-    assert needed.peak - states <= most * (1 + WITHIN)
+    if layout.backend == "torch":  # what a kernel takes inside is not seen
+        states = memory(shape, replace(layout, micro_batch=0)).peak
+        # what the states have beside it at their own peak, gradients and a bucket, are not there in the model alone
+        assert needed.peak - states <= most * (1 + WITHIN)
+
+
+def test_a_mask_of_documents_is_kept_by_every_layer() -> None:
+    for precision in ("fp32", "bf16"):
+        compare(SHAPES["mostly activations"], replace(LAYOUT, precision=precision, masked_sdpa=True))  # type: ignore[arg-type]
 
 
 def test_a_part_left_out_would_show() -> None:
@@ -107,7 +110,7 @@ def test_a_part_left_out_would_show() -> None:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_step_of_the_engine_takes_what_was_planned(ranks: int) -> None:
     found = measured("memory_steps.py", ranks=ranks)
-    assert len(found) == 24
+    assert len(found) == 18
     wrong = {name: one["planned"] / one["most"] for name, one in found.items()}
     assert {name: ratio for name, ratio in wrong.items() if not abs(ratio - 1) < WITHIN} == {}
 
@@ -120,8 +123,11 @@ def test_sharded_states_are_deepspeeds_own_estimate(ranks: int, config: Callable
     _, third, layer = estimate_zero3_model_states_mem_needs(
         n, 0, num_gpus_per_node=ranks, cpu_offload=False, cpu_offload_params=False
     )
-    assert memory(shape, replace(layout, zero_stage=2)).states == pytest.approx(second, rel=1e-6)
-    assert memory(shape, replace(layout, zero_stage=3)).states == pytest.approx(third - layer, rel=1e-6)
+    # it counts a shard of gradients in fp32, and at the second stage one in bf16: those come out in buckets here
+    for stage, estimate, counted in ((2, second, 2 + 4), (3, third - layer, 4)):
+        ours = memory(shape, replace(layout, zero_stage=stage))
+        assert ours.weights + ours.optimizer + counted * n / ranks == pytest.approx(estimate, rel=1e-6)
+        assert ours.gradients - 2 * planned.REDUCE_BUCKET == pytest.approx(4 * n / ranks, rel=1e-6)
 
 
 def test_constants_are_what_the_code_uses(config: Callable[..., RunConfig]) -> None:

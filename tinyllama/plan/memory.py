@@ -82,11 +82,6 @@ class Memory:
     peak: int
     """The most at once: not all of the above are there at one time."""
 
-    @property
-    def states(self) -> int:
-        """What ZeRO shards."""
-        return self.weights + self.gradients + self.optimizer
-
 
 def memory(model: Model, layout: Layout) -> Memory:
     """What a training step takes."""
@@ -115,7 +110,9 @@ def memory(model: Model, layout: Layout) -> Memory:
     coming = {1: max(carried, fresh + filling), 2: carried + fresh + filling, 3: fresh}[stage]
 
     block = _kept_by_block(model, layout) * tokens
-    kept = model.n_layers * (2 * e * model.d_model * tokens if layout.recompute else block)
+    kept = model.n_layers * block
+    if layout.recompute:  # each block's stream and what is yet to be added to it, which the first has not
+        kept = (2 * model.n_layers - 1) * e * model.d_model * tokens
     end = _kept_by_last_norm(model, layout) * tokens
     loss_kept, loss_more = _loss(model, layout, tokens)
     work = (e if layout.backend == "triton" else 4) * (model.d_model + 2 * model.d_ff) * tokens
