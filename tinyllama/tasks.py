@@ -6,7 +6,7 @@ What a task needs is imported in it, so that a plan waits neither for torch nor 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,26 +30,25 @@ if TYPE_CHECKING:
 
 def check(configs: Sequence[RunConfig]) -> None:
     """Raise ConfigError for all that can be known not to work before anything is begun, of any point."""
-    problems: dict[str, Problem] = {}
-    for config in configs:
-        try:
-            _check(config)
-        except ConfigError as error:
-            problems |= {str(problem): problem for problem in error.problems}  # points repeat each other
+    problems = [problem for config in configs for problem in _problems(config)]
     if problems:
-        raise ConfigError(list(problems.values()))
+        raise ConfigError(list({str(problem): problem for problem in problems}.values()))  # points repeat each other
 
 
-def _check(config: RunConfig) -> None:
+def _problems(config: RunConfig) -> Iterator[Problem]:
     from tinyllama.data import prepare
 
     if config.task not in ("plan", "train", "inspect"):
         return
     manifest = prepare.find(config.data, data_dir=Path(config.data_dir))
-    check_stages(make_plan(config, measured_tokens=sizes(manifest)))
-    if config.task != "plan" and manifest is None and not prepare.is_embedded(config.data):
+    if config.task != "plan" and not prepare.is_embedded(config.data):
         line = [word for word in sys.argv[1:] if "=" in word]
-        raise ValueError(prepare.missing(config.data, data_dir=Path(config.data_dir), line=line))
+        if says := prepare.missing(config.data, data_dir=Path(config.data_dir), line=line):
+            yield Problem("data", says)
+    try:
+        check_stages(make_plan(config, measured_tokens=sizes(manifest)))
+    except ConfigError as error:
+        yield from error.problems
     if config.task == "train":
         launcher.check_gpus(config.parallelism)
 

@@ -60,12 +60,17 @@ def test_what_would_make_it_fit(config: Callable[..., RunConfig], line: str, rem
     assert found.problem is not None
     if remedy is None:
         assert found.remedy is None
-        assert found.problem.endswith("no layout would do: choose a smaller model")
+        assert found.problem.endswith("no layout would do: choose a smaller model or more memory")
         return
     assert found.remedy is not None
     assert found.remedy.startswith(remedy)
     assert found.problem.endswith(f"set {found.remedy}")
     assert make_plan(config(*run, *found.remedy.split())).fit.fits  # the remedy does what it says
+
+
+def test_more_processes_are_no_remedy_on_one_machine(config: Callable[..., RunConfig]) -> None:
+    found = make_plan(config("task=plan", "model=1.1b", "data=slimpajama_starcoder", "hardware.memory_gb=8")).fit
+    assert (found.fits, found.remedy) == (False, None)
 
 
 def test_a_gpu_nobody_knows_is_not_judged(fitted: Callable[..., Fit]) -> None:

@@ -36,7 +36,7 @@ class Fit:
         """What is wrong where it does not fit: value, rule, remedy."""
         if self.usable is None or self.fits:
             return None
-        way_out = f"set {self.remedy}" if self.remedy else "no layout would do: choose a smaller model"
+        way_out = f"set {self.remedy}" if self.remedy else "no layout would do: choose a smaller model or more memory"
         needed, usable = gigabytes(self.needed.peak), gigabytes(self.usable)
         return f"{self.micro_batch} needs {needed} on a rank, which has {usable} for tensors: {way_out}"
 
@@ -102,6 +102,8 @@ def _steps(config: RunConfig) -> Iterator[tuple[list[str], dict[str, int]]]:
     sharding = stages[parallelism.zero_stage :]
     for stage in sharding:  # the second needs less room to reduce gradients, on one GPU too
         yield [*settings, f"parallelism.zero_stage={stage}"], changes | {"zero_stage": stage}
+    if parallelism.device == "cpu":
+        return  # more processes would share the same memory
     settings = [*settings, *(["parallelism.zero_stage=3"] if sharding else [])]
     for factor in (2, 4, 8, 16, 32, 64):
         world = parallelism.world_size * factor
