@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from dataclasses import replace
@@ -53,6 +54,7 @@ def step(
     name: str, ranks: Ranks, *, stage: Literal[1, 2, 3], precision: Literal["fp32", "bf16"], recompute: bool
 ) -> dict[str, float]:
     """The most that a step allocates, of one micro-batch where it recomputes and of two where not."""
+    gc.collect()  # the engine before goes in two rounds, and Live makes the second
     before, accumulation = Live().before, 1 if recompute else 2
     model = Llama(SHAPES[name], ops=kernels.TORCH, recompute=recompute)
     engine = Engine(
