@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllama.config.load import as_dict
+from tinyllama.config.load import as_dict, run_folder
 from tinyllama.config.schema import RunConfig
 from tinyllama.launch import runs
 from tinyllama.launch.runs import DataIdentity, freeze, measured_rate, thaw
@@ -124,6 +124,7 @@ def test_the_rate_is_that_of_the_newest_finished_run_of_the_model(tmp_path: Path
     asked = config(*LINE, f"runs_dir={tmp_path}", "budget.tokens=9M", "seed=3")
     assert measured_rate(asked) is None
     left("old", age=9, speed=50.0)
+    left(run_folder(asked).name, age=1, speed=70.0)  # its own
     left("right", "parallelism.gpus=2", age=8)
     left("no-step-left", age=7, speed=None)
     left("unfinished", age=6, status="failed")

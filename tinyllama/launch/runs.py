@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tinyllama.config.load import as_dict, digest, essence, validate
+from tinyllama.config.load import as_dict, digest, essence, run_folder, validate
 from tinyllama.config.schema import RunConfig
 from tinyllama.data.manifest import FILE, TOKENIZER_FILE
 from tinyllama.engine import room
@@ -165,13 +165,15 @@ def finished(run_dir: Path) -> dict[str, Any] | None:
 
 
 def measured_rate(config: RunConfig) -> tuple[float, str] | None:
-    """Tokens a second on one rank of the newest finished run of a model on its hardware, and that run's folder.
+    """Tokens a second on one rank of the newest other finished run of a model on its hardware, and that run's folder.
 
     What is no result of this version is passed over: it is only asked how fast it was.
     """
     wanted = _what_sets_the_rate(as_dict(config))
     results = sorted(Path(config.runs_dir).glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in results:
+        if path.parent == run_folder(config):
+            continue  # a plan is not measured by what came of it
         with suppress(OSError, ValueError, KeyError, TypeError):
             result = finished(path.parent)
             if result and result["tokens_per_s"] and _what_sets_the_rate(result["config"]) == wanted:
