@@ -71,6 +71,7 @@ def run() -> int:
     except YAMLError as error:
         return refuse(broken_yaml(error))
     except (ValueError, HydraException) as error:  # Hydra's own bad values are plain ValueErrors
+        requests.check()  # or what it made of a request
         return refuse(near_miss(str(error)))
     if len(configs) > 1 and all(config.task == "plan" for config in configs):
         tasks.plan_grid(configs, console=console)

@@ -36,6 +36,10 @@ SWALLOWED = """
     except BaseException: pass
     requests.check()
 """
+MADE_ANOTHER = """
+    try: ready(); time.sleep(60)
+    finally: None.closed
+"""
 CLEANED_UP = """
     try: ready(); time.sleep(60)
     finally: time.sleep(1); print("cleaned up")
@@ -84,9 +88,15 @@ def test_a_second_ctrl_c_ends_it_at_once() -> None:
 
 
 def test_a_request_that_was_made_another_error_is_not_lost() -> None:
-    process = start(SWALLOWED)
-    process.send_signal(signal.SIGTERM)
-    assert ended(process)[0] == 75
+    for work in (SWALLOWED, MADE_ANOTHER):
+        process = start(work)
+        process.send_signal(signal.SIGTERM)
+        assert ended(process) == (75, f"stopped by a signal or the time limit: {GOES_ON}")
+
+
+def test_an_error_that_nobody_asked_for_stays_one() -> None:
+    status, out = ended(start("ready(); None.closed"))
+    assert (status, out) == (1, "")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])

@@ -67,7 +67,11 @@ class StopRequests:
         """The exit status that work returns, or that of the request which ended it. Any later one comes too late."""
         try:
             status = work()
-        except Stopped as stopped:
+        except (Stopped, Exception) as error:
+            # a library in whose midst a request is raised may make another error of it
+            stopped = Stopped(by_user=self.by_user) if self._asked else error
+            if not isinstance(stopped, Stopped):
+                raise
             say(f"{stopped}: the same command goes on where this one stopped")
             status = stopped.status
         except KeyboardInterrupt:
