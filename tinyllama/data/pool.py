@@ -98,6 +98,9 @@ def _in_processes(jobs: Sequence[Job], *, workers: int, tally: Tally, before: Se
                     future.result()
                 tally.show([a + b for a, b in zip(before, shared[:4], strict=True)])
         except BrokenProcessPool as error:
+            # the pool ends those that it had when it broke, and would wait for ever for one that was just being started
+            for process in multiprocessing.active_children():
+                process.terminate()
             raise OSError(
                 "a worker was killed, perhaps for want of memory: take fewer, as in prepare.workers=1; the same "
                 "command goes on after the last unit that was done"
