@@ -14,36 +14,39 @@ from tests.e2e.conftest import TINY, Here
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+PLANNED = "runs/of-plans/planned"
+OWN = "runs_dir=runs/of-plans"
+"""Where no other test has measured how fast the model is."""
 SHORT = ["budget.tokens=60K", "checkpoint.every=1000", "tracking=journal", "train.eval_every=1000"]
 
 
 @pytest.fixture(scope="module")
 def planned(here: Here) -> str:
     """A finished run of an automatic micro-batch, and what it said."""
-    return here.run("run_dir=runs/planned", *SHORT, "parallelism.micro_batch=auto")
+    return here.run(OWN, f"run_dir={PLANNED}", *SHORT, "parallelism.micro_batch=auto")
 
 
 def test_a_run_says_before_what_it_needs_and_after_what_it_took(here: Here, planned: str) -> None:
-    micro_batch = json.loads((here.folder / "runs/planned/config.json").read_text())["config"]["parallelism"][
+    micro_batch = json.loads((here.folder / PLANNED / "config.json").read_text())["config"]["parallelism"][
         "micro_batch"
     ]
     assert micro_batch == 32, "all of the batch fits"
-    plan = json.loads((here.folder / "runs/planned/plan.json").read_text())
+    plan = json.loads((here.folder / PLANNED / "plan.json").read_text())
     assert plan["fit"]["micro_batch"] == 32
     assert f"planned: {plan['fit']['needed']['peak'] / 1e6:.1f} MB on each of 1 ranks" in planned
-    result = here.result("runs/planned")
+    result = here.result(PLANNED)
     assert result["memory_bytes"] > 0
     [line] = [line for line in planned.splitlines() if line.strip().startswith("tokens/s")]
     assert line.split()[1:4] == [f"{result['tokens_per_s']:,.0f}", "not", "known"], "nothing was measured before"
 
 
 def test_what_a_run_measured_is_what_the_next_one_is_planned_by(here: Here, planned: str) -> None:
-    here.run("task=plan", "run_dir=runs/next", *SHORT, "seed=7")
+    here.run(OWN, "task=plan", "run_dir=runs/next", *SHORT, "seed=7")
     plan = json.loads((here.folder / "runs/next/plan.json").read_text())
-    assert plan["rate"]["tokens_per_s"] == here.result("runs/planned")["tokens_per_s"]
-    assert plan["rate"]["source"] == "measured in runs/planned"
+    assert plan["rate"]["tokens_per_s"] == here.result(PLANNED)["tokens_per_s"]
+    assert plan["rate"]["source"] == f"measured in {PLANNED}"
     assert plan["cost"]["hours"] * 3600 * plan["rate"]["tokens_per_s"] == pytest.approx(plan["tokens"])
-    here.run("task=plan", "run_dir=runs/other", *SHORT, "model.n_layers=3")
+    here.run(OWN, "task=plan", "run_dir=runs/other", *SHORT, "model.n_layers=3")
     assert json.loads((here.folder / "runs/other/plan.json").read_text())["rate"] is None, "another model"
 
 
