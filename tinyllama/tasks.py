@@ -49,8 +49,12 @@ def _problems(config: RunConfig) -> Iterator[Problem]:
         check_stages(make_plan(config, measured_tokens=sizes(manifest)))
     except ConfigError as error:
         yield from error.problems
-    if config.task == "train":
-        launcher.check_gpus(config.parallelism)
+    try:
+        if config.task == "train":
+            launcher.check_gpus(config.parallelism)
+    except ValueError as error:
+        key, _, says = str(error).partition(": ")
+        yield Problem(key, says)
 
 
 def planned(config: RunConfig, *, manifest: Manifest | None) -> Plan:

@@ -179,7 +179,7 @@ class Hardware(Section):
     """US dollars for one GPU for one hour."""
     watts: PositiveFloat | None
     """Power of one GPU under load, from its data sheet."""
-    mfu: Share | None
+    mfu: Annotated[float, Field(gt=0, le=1)] | None
     """MFU to plan with where none has been measured, 6N without the input embedding and with causal attention."""
     mfu_source: str | None
     """Where that MFU was reached."""

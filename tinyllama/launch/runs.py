@@ -174,7 +174,7 @@ def measured_rate(config: RunConfig) -> tuple[float, str] | None:
     for path in results:
         if path.parent == run_folder(config):
             continue  # a plan is not measured by what came of it
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
             result = finished(path.parent)
             if result and result["tokens_per_s"] and _what_sets_the_rate(result["config"]) == wanted:
                 layout = result["config"]["parallelism"]

@@ -96,7 +96,7 @@ class Repeated:
 
     def effective_tokens(self, d: float, unique: float) -> float:
         """The unseen tokens that d are worth where only so many are unique."""
-        return _worth(d, min(d, unique), self.repeats)
+        return _worth(d, min(d, unique), self.repeats) if d else 0.0
 
     def loss(self, n: float, d: float, unique: float) -> float:
         """At n parameters after d tokens, of which so many are unique."""
