@@ -6,7 +6,7 @@ What a task needs is imported in it, so that a plan waits neither for torch nor 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,10 +18,9 @@ from tinyllama.config.schema import Model, RunConfig
 from tinyllama.launch import launcher, runs
 from tinyllama.plan.plan import Plan, make_plan
 from tinyllama.plan.render import Point, render, render_grid
+from tinyllama.tracking.folder import PLAN
 from tinyllama.tracking.record import write_json
 from tinyllama.tracking.store import tracking_uri, ui_command
-
-PLAN = "plan.json"
 
 if TYPE_CHECKING:
     from tinyllama.data.manifest import Manifest
@@ -45,16 +44,14 @@ def _problems(config: RunConfig) -> Iterator[Problem]:
         line = [word for word in sys.argv[1:] if "=" in word]
         if says := prepare.missing(config.data, data_dir=Path(config.data_dir), line=line):
             yield Problem("data", says)
-    try:
-        check_stages(make_plan(config, measured_tokens=sizes(manifest)))
-    except ConfigError as error:
-        yield from error.problems
-    try:
-        if config.task == "train":
-            launcher.check_gpus(config.parallelism)
-    except ValueError as error:
-        key, _, says = str(error).partition(": ")
-        yield Problem(key, says)
+    looks: list[Callable[[], None]] = [lambda: check_stages(make_plan(config, measured_tokens=sizes(manifest)))]
+    if config.task == "train":
+        looks.append(lambda: launcher.check_gpus(config.parallelism))
+    for look in looks:
+        try:
+            look()
+        except ConfigError as error:
+            yield from error.problems
 
 
 def planned(config: RunConfig, *, manifest: Manifest | None) -> Plan:

@@ -74,6 +74,7 @@ TYPES_AND_VALUES = [
     ("parallelism.device=gpu", "parallelism.device: 'gpu' should be cpu or cuda"),
     ("parallelism.zero_stage=0", "parallelism.zero_stage: 0 should be 1, 2 or 3"),
     ("parallelism.micro_batch=many", "parallelism.micro_batch: 'many' should be a whole number"),
+    ("hardware.mfu=0", "hardware.mfu: 0 should be greater than 0"),
     ("plan.mfu=1.2", "plan.mfu: 1.2 should be less than or equal to 1"),
     ("optimizer.name=adam", "optimizer.name: 'adam' should be adamw"),
     ("budget.tokens=lots", f"budget.tokens: 'lots' {COUNT}"),

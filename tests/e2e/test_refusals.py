@@ -25,6 +25,16 @@ def test_missing_data_is_refused_with_the_command_that_prepares_it(here: Here, n
     assert "python main.py task=prepare model=1.1b data=slimpajama_starcoder data.sources.slimpajama.raw=" in out
 
 
+def test_missing_gpus_are_told_beside_what_else_is_wrong(here: Here) -> None:
+    line = ["parallelism=single", "hardware.memory_gb=1.01", "budget.tokens=1"]
+    out = here.run(*line, base=(), expect=2, CUDA_VISIBLE_DEVICES="")
+    told = [line.split(":")[0] for line in out.splitlines()]
+    assert told == [
+        *("refused budget", "refused schedule.warmup_steps"),
+        *("refused parallelism.micro_batch", "refused parallelism.gpus"),
+    ]
+
+
 def test_the_plan_needs_neither_data_nor_torch(here: Here, no_torch: dict[str, str]) -> None:
     out = here.run("experiment=tinyllama_v1", "task=plan", "run_dir=runs/planned", base=(), **no_torch)
     plan = json.loads((here.folder / "runs/planned/plan.json").read_text())

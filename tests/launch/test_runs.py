@@ -113,6 +113,9 @@ def test_what_was_frozen_is_read_back(tmp_path: Path, config: Config, data: Data
     assert runs.tokenizer(tmp_path / "run").read_bytes() == b"pieces"
 
 
+FOREIGN = '{"status": "finished", "tokens_per_s": 1, "config": {"model": []}}'
+
+
 def test_the_rate_is_that_of_the_newest_finished_run_of_the_model(tmp_path: Path, config: Config) -> None:
     def left(name: str, *line: str, age: int, status: str = "finished", speed: float | None = 100.0) -> None:
         plain = as_dict(config(*LINE, *line))
@@ -131,7 +134,12 @@ def test_the_rate_is_that_of_the_newest_finished_run_of_the_model(tmp_path: Path
     left("another-model", "model.n_layers=3", age=5)
     left("another-gpu", "hardware=h100", age=4)
     left("another-precision", "train.precision=bf16", age=3)
-    for name, text in {"cut": '{"status": "fini', "strange": "[1]", "older": '{"status": "finished"}'}.items():
+    for name, text in {
+        "cut": '{"status": "fini',
+        "strange": "[1]",
+        "older": '{"status": "finished"}',
+        "foreign": FOREIGN,
+    }.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "result.json").write_text(text)
     assert measured_rate(asked) == (50.0, str(tmp_path / "right")), "100 tokens/s on two ranks"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tinyllama.config.schema import RunConfig
+from tinyllama.engine import room
 from tinyllama.plan.cost import MFU_CONVENTION, mfu
 from tinyllama.plan.count import count_flops
 from tinyllama.plan.plan import make_plan
@@ -56,7 +57,7 @@ def test_nothing_is_made_up_where_nothing_is_known(config: Callable[..., RunConf
 
 def test_disk(config: Callable[..., RunConfig]) -> None:
     plan = make_plan(config(*V1))
-    assert plan.disk.checkpoint == 12 * plan.parameters.total
+    assert plan.disk.checkpoint == room.BYTES * plan.parameters.total == 12 * 1_100_048_384
     # two newest, one being written, and those of every 50,000 of 1,430,512 steps
     assert plan.disk.checkpoints == (2 + 1 + 28) * plan.disk.checkpoint
     assert plan.disk.data == 2 * 950 * 10**9

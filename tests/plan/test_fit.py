@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tinyllama.config.schema import RunConfig
-from tinyllama.plan.fit import Fit, fit, usable_bytes
+from tinyllama.plan.fit import Fit, divisors, fit, usable_bytes
 from tinyllama.plan.memory import CONTEXT_BYTES, Layout, memory
 from tinyllama.plan.plan import make_plan
 
@@ -35,6 +35,11 @@ def test_auto_divides_every_stages_batch(config: Callable[..., RunConfig]) -> No
     run = config(*GPU, "model=14m", "hardware=h200", "parallelism.micro_batch=auto")
     assert fit(run, batches=[96, 36]).micro_batch == 12
     assert fit(replace(run, parallelism=replace(run.parallelism, gpus=4)), batches=[96, 36]).micro_batch == 3
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 36, 48, 97, 1024])
+def test_divisors_are_those_of_trying_them_all(n: int) -> None:
+    assert divisors(n) == ([d for d in range(1, n + 1) if n % d == 0] or [1])
 
 
 def test_auto_falls_back_to_one_where_nothing_fits(fitted: Callable[..., Fit]) -> None:

@@ -192,6 +192,11 @@ def test_half_a_micro_batch_still_divides_the_batch(config: Callable[..., RunCon
     assert halves == [12, 4, 3, 1, None]
 
 
+def test_a_source_that_no_stage_uses_is_planned_with_nothing(config: Callable[..., RunConfig]) -> None:
+    code = make_plan(config("stages=[{weights:{text:1}}]")).sources["code"]
+    assert (code.share, code.tokens, code.epochs, code.effective_tokens) == (0, 0, 0, 0)
+
+
 def test_the_same_comes_out_of_the_short_form(tinyllama: Plan) -> None:
     assert list(short(tinyllama)) == [
         "1,100,048,384 parameters, 3,000,001,101,824 tokens in 1,430,512 steps: 2,727.2 a parameter, 136.36 x "

@@ -10,7 +10,6 @@ import pytest
 from tinyllama.config.resilience import Spikes
 from tinyllama.data.skips import Skips
 from tinyllama.engine import room
-from tinyllama.launch import runs
 from tinyllama.tracking.tracker import Tracker
 from tinyllama.train.recovery import Recovery
 from tinyllama.train.spikes import Decision, Judge, skips_of
@@ -55,7 +54,7 @@ def test_a_launcher_looks_for_as_much_room_as_a_save(
     free = 12 * 10**9 + room.SLACK + spare
     monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: type("Disk", (), {"free": free}))
     if fits:
-        runs.check_room(tmp_path, parameters=10**9)
+        room.check_room(tmp_path, 12 * 10**9)
     else:
         with pytest.raises(OSError, match=r"a checkpoint takes 12 GB and the disk of .* has 12 GB left: free some, or"):
-            runs.check_room(tmp_path, parameters=10**9)
+            room.check_room(tmp_path, 12 * 10**9)

@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from tinyllama.config.load import ConfigError, Problem
 from tinyllama.config.schema import Parallelism
 from tinyllama.launch.lifeline import DISK_FULL, Board, Lifeline
 from tinyllama.launch.runs import FAILURE
@@ -39,17 +40,16 @@ _MEMORY = Path("/dev/shm")
 
 
 def check_gpus(parallelism: Parallelism) -> None:
-    """Raise ValueError where this machine has fewer GPUs than its ranks need."""
+    """Raise ConfigError where this machine has fewer GPUs than its ranks need."""
     if parallelism.device == "cpu":
         return
     import torch
 
     here = torch.cuda.device_count()
     if here < parallelism.gpus:
-        raise ValueError(
-            f"parallelism.gpus: {parallelism.gpus} are asked for on each machine and {here} are here: "
-            + (f"set parallelism.gpus={here}" if here else "choose parallelism=cpu")
-        )
+        way_out = f"set parallelism.gpus={here}" if here else "choose parallelism=cpu"
+        says = f"{parallelism.gpus} are asked for on each machine and {here} are here: {way_out}"
+        raise ConfigError([Problem("parallelism.gpus", says)])
 
 
 class RankError(RuntimeError):

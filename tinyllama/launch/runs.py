@@ -18,9 +18,9 @@ from omegaconf import OmegaConf
 from tinyllama.config.load import as_dict, digest, essence, run_folder, validate
 from tinyllama.config.schema import RunConfig
 from tinyllama.data.manifest import FILE, TOKENIZER_FILE
-from tinyllama.engine import room
+from tinyllama.engine.room import check_room
 from tinyllama.plan.plan import Plan
-from tinyllama.tracking.folder import CONFIG, READABLE, RESULT
+from tinyllama.tracking.folder import CONFIG, PLAN, READABLE, RESULT
 from tinyllama.tracking.record import write_json, write_whole
 
 FAILURE = "failure.txt"
@@ -87,8 +87,8 @@ def freeze(run_dir: Path, config: RunConfig, data: DataIdentity, plan: Plan, *, 
     write_whole(tokenizer(run_dir), (Path(data.folder) / TOKENIZER_FILE).read_bytes())
     write_json(run_dir / CONFIG, {"digest": frozen.digest, "data": asdict(data), "config": as_dict(config)})
     write_whole(run_dir / READABLE, OmegaConf.to_yaml(as_dict(config)).encode())
-    write_json(run_dir / "plan.json", plan.as_dict())
-    check_room(run_dir, parameters=plan.parameters.total)
+    write_json(run_dir / PLAN, plan.as_dict())
+    check_room(run_dir, plan.disk.checkpoint)
     return True
 
 
@@ -196,8 +196,3 @@ def set_aside(run_dir: Path) -> Path | None:
     while (aside := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
         number += 1
     return run_dir.rename(aside)
-
-
-def check_room(run_dir: Path, *, parameters: int) -> None:
-    """Raise OSError where the disk has no room for one checkpoint of so many parameters."""
-    room.check_room(run_dir, room.BYTES * parameters)

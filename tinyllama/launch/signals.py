@@ -66,12 +66,12 @@ class StopRequests:
     def around(self, work: Callable[[], int], *, say: Callable[[str], None]) -> int:
         """The exit status that work returns, or that of the request which ended it. Any later one comes too late."""
         try:
-            status = work()
-        except (Stopped, Exception) as error:
-            # a library in whose midst a request is raised may make another error of it
-            stopped = Stopped(by_user=self.by_user) if self._asked else error
-            if not isinstance(stopped, Stopped):
+            try:
+                status = work()
+            except Exception:
+                self.check()  # a library in whose midst a request is raised may make another error of it
                 raise
+        except Stopped as stopped:
             say(f"{stopped}: the same command goes on where this one stopped")
             status = stopped.status
         except KeyboardInterrupt:

@@ -83,7 +83,7 @@ class Disk:
 
 def disk(config: RunConfig, *, parameters: int, steps: int, unique_tokens: Mapping[str, int | None]) -> Disk:
     """What a run of so many steps needs."""
-    kept, each = config.checkpoint, checkpoint_bytes(parameters)
+    kept, each = config.checkpoint, 12 * parameters
     forever = steps // kept.keep_every if kept.keep_every else 0
     sizes = list(unique_tokens.values())
     itemsize = 2 if config.data.tokenizer.vocab_size <= 2**16 else 4
@@ -93,8 +93,3 @@ def disk(config: RunConfig, *, parameters: int, steps: int, unique_tokens: Mappi
         checkpoints=each * (kept.keep + 1 + forever),
         data=itemsize * sum(known) if len(known) == len(sizes) else None,
     )
-
-
-def checkpoint_bytes(parameters: int) -> int:
-    """Of one checkpoint: fp32 weights and two moments."""
-    return 12 * parameters

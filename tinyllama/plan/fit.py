@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from tinyllama.config.schema import RunConfig
 from tinyllama.plan.memory import CONTEXT_BYTES, Layout, Memory, gigabytes, memory
@@ -55,14 +54,14 @@ def fit(config: RunConfig, *, batches: Sequence[int]) -> Fit:
     """Of a run whose stages take so many sequences a step. Where the micro-batch is auto and its GPU not known: 1."""
     wanted, usable, world = config.parallelism.micro_batch, usable_bytes(config), config.parallelism.world_size
 
-    def peak(micro_batch: int, **changes: object) -> Memory:
-        return memory(config.model, _layout(config, batches, micro_batch, **changes))
+    def needs(micro_batch: int) -> Memory:
+        return memory(config.model, _layout(config, batches, micro_batch))
 
-    choices = _divisors(math.gcd(*batches) // world)
-    fitting = [] if usable is None else [choice for choice in choices if peak(choice).peak <= usable]
+    choices = divisors(math.gcd(*batches) // world)
+    fitting = [] if usable is None else [choice for choice in choices if needs(choice).peak <= usable]
     largest = max(fitting, default=0)
     micro_batch = (largest or 1) if wanted == "auto" else wanted
-    needed = peak(micro_batch)
+    needed = needs(micro_batch)
     remedy = None if usable is None or needed.peak <= usable else _remedy(config, batches, largest, usable)
     return Fit(
         micro_batch=micro_batch,
@@ -84,7 +83,7 @@ def _remedy(config: RunConfig, batches: Sequence[int], largest: int, usable: int
         return f"parallelism.micro_batch={largest}"
     for settings, changes in _steps(config):
         world = int(changes.get("world_size", config.parallelism.world_size))
-        choices = reversed(_divisors(math.gcd(*batches) // world))
+        choices = reversed(divisors(math.gcd(*batches) // world))
         for micro_batch in choices if math.gcd(*batches) % world == 0 else ():
             if memory(config.model, _layout(config, batches, micro_batch, **changes)).peak <= usable:
                 return " ".join([*settings, f"parallelism.micro_batch={micro_batch}"])
@@ -98,8 +97,7 @@ def _steps(config: RunConfig) -> Iterator[tuple[list[str], dict[str, int]]]:
     if not parallelism.recompute:
         settings, changes = ["parallelism.recompute=true"], {"recompute": True}
         yield settings, changes
-    stages: list[Literal[1, 2, 3]] = [1, 2, 3]
-    sharding = stages[parallelism.zero_stage :]
+    sharding = range(parallelism.zero_stage + 1, 4)
     for stage in sharding:  # the second needs less room to reduce gradients, on one GPU too
         yield [*settings, f"parallelism.zero_stage={stage}"], changes | {"zero_stage": stage}
     if parallelism.device == "cpu":
@@ -113,6 +111,7 @@ def _steps(config: RunConfig) -> Iterator[tuple[list[str], dict[str, int]]]:
         )
 
 
-def _divisors(n: int) -> list[int]:
+def divisors(n: int) -> list[int]:
     """Of a number, in order; 1 of 0."""
-    return [d for d in range(1, n + 1) if n % d == 0] or [1]
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)}) or [1]

@@ -11,7 +11,7 @@ from tinyllama.config.load import ConfigError, Problem
 from tinyllama.config.schema import RunConfig
 from tinyllama.plan.cost import Cost, Disk, Rate, cost, disk, expected_rate
 from tinyllama.plan.count import FlopsPerToken, Parameters, count_flops, count_parameters
-from tinyllama.plan.fit import Fit, fit
+from tinyllama.plan.fit import Fit, divisors, fit
 from tinyllama.plan.forecast import Forecast, Lifetime, forecasts, lifetime
 from tinyllama.plan.horizon import (
     CHINCHILLA_TOKENS_PER_PARAM,
@@ -82,7 +82,7 @@ class Plan:
     def half_micro_batch(self) -> int | None:
         """The largest that divides every batch and is at most half of it; None below 1."""
         common = math.gcd(*(stage.sequences_per_step for stage in self.stages)) // self.world_size
-        return max((size for size in range(1, self.micro_batch // 2 + 1) if common % size == 0), default=None)
+        return max((size for size in divisors(common) if 2 * size <= self.micro_batch), default=None)
 
     def accumulation(self, stage: StagePlan) -> int:
         """Micro-batches that each rank takes in a step of a stage."""

@@ -149,7 +149,8 @@ def render_stages(plan: Plan) -> Iterator[str]:
 
 
 def _losses(plan: Plan) -> Iterator[Table | str]:
-    table = _table("loss foretold by", "nats a token", "beyond what it was fitted on")
+    table = _table("loss foretold by", "nats a token")
+    table.add_column("beyond what it was fitted on")
     for told in plan.forecasts:
         beyond = {"size": told.parameters_beyond, "tokens": told.tokens_beyond}
         far = ", ".join(f"{name} {times:,.3g} times" for name, times in beyond.items() if times > 1)
@@ -166,7 +167,7 @@ def _losses(plan: Plan) -> Iterator[Table | str]:
 
 def _memory(plan: Plan) -> Table:
     fit, needed = plan.fit, plan.fit.needed
-    table = _table("memory of a rank", "", "")
+    table = _facts()
     parts = {
         "weights": (needed.weights, ""),
         "gradients": (needed.gradients, ""),
@@ -190,7 +191,7 @@ def _memory(plan: Plan) -> Table:
 
 
 def _costs(plan: Plan) -> Iterator[Table | str]:
-    table = _table("what it costs", "", "")
+    table = _facts()
     if plan.rate and plan.cost:
         rate, cost = plan.rate, plan.cost
         table.add_row("tokens/s of a rank", f"{rate.tokens_per_s:,.0f}", rate.source)
@@ -211,12 +212,18 @@ def _costs(plan: Plan) -> Iterator[Table | str]:
 
 
 def _table(*columns: str) -> Table:
-    """Text in the first column and the last but for tables of numbers, which all stand on the right."""
-    table = Table(box=None, show_header=any(columns[1:]))
-    named = all(columns)
+    """Numbers on the right of what they are of."""
+    table = Table(box=None)
     for column in columns:
-        left = column == columns[0] or (not named and column is columns[-1]) or column.startswith("beyond")
-        table.add_column(column, justify="left" if left else "right")
+        table.add_column(column, justify="left" if column == columns[0] else "right")
+    return table
+
+
+def _facts() -> Table:
+    """A name, a figure and a remark in each line."""
+    table = Table(box=None, show_header=False)
+    for justify in ("left", "right", "left"):
+        table.add_column(justify=justify)
     return table
 
 

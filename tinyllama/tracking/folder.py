@@ -14,7 +14,9 @@ from typing import IO
 
 CONFIG = "config.json"
 READABLE = "config.yaml"
+PLAN = "plan.json"
 RESULT = "result.json"
+CURVE = "curve.png"
 
 PATIENCE = 1.0
 """Seconds to try again where a folder is kept by another process, which may only be looking who has it."""

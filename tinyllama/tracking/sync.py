@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from tinyllama.tracking.folder import CONFIG, READABLE, RESULT, is_kept
+from tinyllama.tracking.folder import CONFIG, CURVE, PLAN, READABLE, RESULT, is_kept
 from tinyllama.tracking.journal import JOURNAL, read_both
 from tinyllama.tracking.mlflow import MlflowRun, Status
 from tinyllama.tracking.store import Mirror, reach, series, without_password
 
-ARTIFACTS = (READABLE, "plan.json", RESULT, "curve.png")
+ARTIFACTS = (READABLE, PLAN, RESULT, CURVE)
 REACH_WITHIN = 5.0
 """Seconds in which a store has to take a connection."""
 

@@ -17,11 +17,10 @@ from tinyllama.plan.cost import MFU_CONVENTION
 from tinyllama.plan.memory import gigabytes
 from tinyllama.plan.plan import Plan
 from tinyllama.tracking.curve import draw_curve
+from tinyllama.tracking.folder import CURVE
 from tinyllama.tracking.journal import JOURNAL, read
 from tinyllama.tracking.record import environment
 from tinyllama.train.meter import MemoryMeter, Meter
-
-CURVE = "curve.png"
 
 
 def began(config: RunConfig, *, digest: str, plan: Plan, start: int) -> dict[str, Any]:
