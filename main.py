@@ -67,41 +67,41 @@ def run() -> int:
         configs = [load(point) for point in points]
         tasks.check(configs)
     except ConfigError as error:
-        return refuse(*map(str, error.problems))
+        return tasks.refuse(*map(str, error.problems))
     except YAMLError as error:
-        return refuse(broken_yaml(error))
+        return tasks.refuse(broken_yaml(error))
     except (ValueError, HydraException) as error:  # Hydra's own bad values are plain ValueErrors
         requests.check()  # or what it made of a request
-        return refuse(near_miss(str(error)))
+        return tasks.refuse(near_miss(str(error)))
     if len(configs) > 1 and all(config.task == "plan" for config in configs):
-        tasks.plan_grid(configs, console=console)
-        return 0
+        return attempt(partial(tasks.plan_grid, configs, console=console))
     status = 0
     for number, config in enumerate(configs, start=1):
         if len(configs) > 1:
             console.rule(f"{number} of {len(configs)}: {run_folder(config)}", align="left")
-        try:
-            requests.begin_part(config.time_limit)
-            TASKS[config.task](config)
-        except ValueError as error:
-            requests.check()  # some libraries make another error of what a request raises
-            status = refuse(str(error))
-        except (launcher.RankError, OSError) as error:
-            status = launcher.exit_status(error, requests)
-            console.print("failed", error, style="red")
+        requests.begin_part(config.time_limit)
+        status = attempt(partial(TASKS[config.task], config)) or status
     return status
 
 
-def refuse(*reasons: str) -> int:
-    """Say why nothing was done."""
-    for reason in reasons:
-        print("refused", reason.strip().replace("\n", "\n        "), file=sys.stderr)
-    return 2
+def attempt(work: Callable[[], None]) -> int:
+    """Do it, or say why not. Returns the exit status that it would end with alone."""
+    try:
+        work()
+    except ValueError as error:
+        requests.check()  # some libraries make another error of what a request raises
+        return tasks.refuse(str(error))
+    except (launcher.RankError, OSError) as error:
+        status = launcher.exit_status(error, requests)
+        console.print("failed", error, style="red")
+        return status
+    return 0
 
 
 def train(config: RunConfig) -> None:
     """task=train: prepare what can be prepared on the spot, plan, freeze, start the ranks, tell what came out."""
     manifest, folder = tasks.prepared(config, console=console)
+    config = runs.settled_before(config)
     identity = runs.DataIdentity.of(folder, tokenizer_sha256=manifest.tokenizer.sha256)
     planned = tasks.planned(config, manifest=manifest)
     runs.check_init(config, identity)

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from tinyllama.data.mixture import Stage
 
 
+def refuse(*reasons: str) -> int:
+    """Say why nothing was done. Returns the exit status for it."""
+    for reason in reasons:
+        print("refused", reason.strip().replace("\n", "\n        "), file=sys.stderr)
+    return 2
+
+
 def check(configs: Sequence[RunConfig]) -> None:
     """Raise ConfigError for all that can be known not to work before anything is begun, of any point."""
     problems = [problem for config in configs for problem in _problems(config)]
@@ -64,7 +71,8 @@ def plan(config: RunConfig, *, console: Console) -> None:
     whole = _planned_and_written(config)
     for part in render(whole, title=f"{config.name}: {config.model.name} on {config.data.name}"):
         console.print(part)
-    console.print(f"written to {run_folder(config) / PLAN}")
+    place = run_folder(config) / PLAN
+    console.print(f"{place} stays that of the run there" if runs.is_begun(place.parent) else f"written to {place}")
 
 
 def plan_grid(configs: Sequence[RunConfig], *, console: Console) -> None:
@@ -79,14 +87,15 @@ def plan_grid(configs: Sequence[RunConfig], *, console: Console) -> None:
     ]
     for part in render_grid(points):
         console.print(part)
-    console.print(f"each written to {PLAN} in its folder under {configs[0].runs_dir}")
+    console.print(f"each written to {PLAN} in its own folder, where no run has begun")
 
 
 def _planned_and_written(config: RunConfig) -> Plan:
     from tinyllama.data import prepare
 
     whole = planned(config, manifest=prepare.find(config.data, data_dir=Path(config.data_dir)))
-    write_json(run_folder(config) / PLAN, whole.as_dict())
+    if not runs.is_begun(run_folder(config)):  # what a run was begun by stays
+        write_json(run_folder(config) / PLAN, whole.as_dict())
     return whole
 
 
@@ -193,10 +202,13 @@ def mixture_stages(planned: Plan) -> list[Stage]:
 
 
 def check_stages(planned: Plan) -> None:
-    """Raise ValueError where a stage is too short for its sources to have their shares in it."""
+    """Raise ConfigError where a stage is too short for its sources to have their shares in it."""
     from tinyllama.data.mixture import Mixture
 
-    Mixture(mixture_stages(planned), windows=dict.fromkeys(planned.sources, 1), seed=0)
+    try:
+        Mixture(mixture_stages(planned), windows=dict.fromkeys(planned.sources, 1), seed=0)
+    except ValueError as error:
+        raise ConfigError([Problem("stages", str(error))]) from error
 
 
 def sizes(manifest: Manifest | None) -> dict[str, int] | None:

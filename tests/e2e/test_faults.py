@@ -169,6 +169,11 @@ def test_a_run_goes_on_changed_where_it_is_forced(here: Here, two: str) -> None:
     assert "run_dir: runs/forced has another model.n_layers" in refusal
     refusal = here.run("run_dir=runs/forced", *SHORT, "resume=force", "budget.tokens=100K", expect=2)
     assert "has taken 118 steps, more than 49" in refusal
+    refusal = here.run(
+        "run_dir=runs/forced", *SHORT, "resume=force", "train.batch_tokens=4096", "budget.tokens=1M", expect=2
+    )
+    assert "the 118 steps that runs/forced has taken saw 241,664 tokens, where this batch" in refusal
+    assert "make them 483,328: keep the batches" in refusal
 
 
 def test_a_journal_is_brought_to_mlflow_once(here: Here, two: str) -> None:

@@ -17,6 +17,7 @@ ROOT = HERE.parents[1]
 PLANNED = "runs/of-plans/planned"
 OWN = "runs_dir=runs/of-plans"
 """Where no other test has measured how fast the model is."""
+LARGER = ["train.batch_tokens=4096", "budget.tokens=90K"]
 SHORT = ["budget.tokens=60K", "checkpoint.every=1000", "tracking=journal", "train.eval_every=1000"]
 
 
@@ -33,7 +34,7 @@ def test_a_run_says_before_what_it_needs_and_after_what_it_took(here: Here, plan
     assert micro_batch == 32, "all of the batch fits"
     plan = json.loads((here.folder / PLANNED / "plan.json").read_text())
     assert plan["fit"]["micro_batch"] == 32
-    assert f"planned: {plan['fit']['needed']['peak'] / 1e6:.1f} MB on each of 1 ranks" in planned
+    assert f"planned: {plan['fit']['needed']['peak'] / 1e6:.1f} MB on one rank" in planned
     result = here.result(PLANNED)
     assert result["memory_bytes"] > 0
     [line] = [line for line in planned.splitlines() if line.strip().startswith("tokens/s")]
@@ -52,16 +53,28 @@ def test_what_a_run_measured_is_what_the_next_one_is_planned_by(here: Here, plan
 
 def test_a_grid_is_one_table_with_totals(here: Here, planned: str) -> None:
     grid = "budget.tokens=60K,80K"
-    out = here.run("-m", "task=plan", *SHORT[1:], grid, "runs_dir=runs/grid", COLUMNS="200")
-    assert [line.split()[0] for line in out.splitlines()[1:3]] == [
+    out = here.run("-m", "task=plan", *SHORT[1:], grid, "runs_dir=runs/grid", COLUMNS="80")
+    assert [line.split()[0] for line in out.splitlines()[2:4]] == [
         "nano-stdlib-" + name for name in named(here, "grid")
     ]
-    assert "all: 2 runs, 1.434e+05 tokens" in out  # 30 and 40 steps of 2,048
+    assert "all: 2 runs, 143K tokens" in out  # 30 and 40 steps of 2,048
     here.run(*SHORT, "runs_dir=runs/grid")
-    out = here.run("-m", "task=plan", *SHORT[1:], grid, "runs_dir=runs/grid", COLUMNS="200")
-    assert out.splitlines()[1].split()[-1] == "yes"
-    assert "still to do: 1 runs, 8.192e+04 tokens" in out
+    out = here.run("-m", "task=plan", *SHORT[1:], grid, "runs_dir=runs/grid", COLUMNS="80")
+    assert out.splitlines()[2].split()[-1] == "yes"
+    assert "still to do: 1 runs, 81.9K tokens" in out
     assert "GPU-hours" in out.splitlines()[-2]
+    for broken in (here.folder / "runs/grid").glob("*/result.json"):
+        broken.write_text("{")
+    out = here.run("-m", "task=plan", *SHORT[1:], grid, "runs_dir=runs/grid", expect=2)
+    assert out.startswith("refused runs/grid/nano-stdlib-"), out
+    assert "is no result of a run" in out
+
+
+def test_a_runs_own_plan_stays(here: Here, planned: str) -> None:
+    before = (here.folder / PLANNED / "plan.json").read_bytes()
+    out = here.run(OWN, "task=plan", f"run_dir={PLANNED}", *SHORT, "budget.tokens=90K")
+    assert f"{PLANNED}/plan.json stays that of the run there" in out
+    assert (here.folder / PLANNED / "plan.json").read_bytes() == before
 
 
 def named(here: Here, folder: str) -> list[str]:
@@ -101,7 +114,14 @@ def test_an_automatic_micro_batch_is_halved_once_where_memory_runs_out(here: Her
     frozen = json.loads((here.folder / "runs/auto/config.json").read_text())
     assert frozen["config"]["parallelism"]["micro_batch"] == 16
     assert here.result("runs/auto")["status"] == "finished"
-    still = run("run_dir=runs/still", "parallelism.micro_batch=auto", "train.batch_tokens=4096", "budget.tokens=90K")
+    (here.folder / "runs/auto/result.json").unlink()
+    again = run("run_dir=runs/auto", "parallelism.micro_batch=auto")
+    assert again.returncode == 0, again.stdout
+    assert "out of memory" not in again.stdout, "it knows what was too much"
+    several = run("run_dir=runs/several", "parallelism.micro_batch=auto", "parallelism.gpus=2", *LARGER)
+    assert several.returncode == 0, several.stdout
+    assert "out of memory: once again with parallelism.micro_batch=16" in several.stdout
+    still = run("run_dir=runs/still", "parallelism.micro_batch=auto", *LARGER)
     assert still.returncode == 1, "64 and 32 are both too many"
     asked = run("run_dir=runs/asked", "parallelism.micro_batch=32")
     assert asked.returncode == 1

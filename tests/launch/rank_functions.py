@@ -61,6 +61,15 @@ def die_once(run_dir: Path, lifeline: Lifeline) -> bool:
     return True
 
 
+def run_out_of_memory(run_dir: Path, lifeline: Lifeline) -> bool:
+    """In the second attempt one rank finds the device still taken."""
+    import torch
+
+    if rank() == 1 and attempt() < 2:
+        raise RuntimeError("connection closed by peer") if attempt() == 0 else torch.OutOfMemoryError("no room")
+    return True
+
+
 def always_die(run_dir: Path, lifeline: Lifeline) -> bool:
     """Fails as a lost connection does, every time; the other rank has finished."""
     if rank() == 1:

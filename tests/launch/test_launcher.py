@@ -109,6 +109,13 @@ def test_what_would_come_again_is_not_tried_again(start: Start, tmp_path: Path) 
     assert "in refuse" in failure.read_text()
 
 
+def test_memory_that_an_earlier_attempt_had_may_be_free_again(start: Start) -> None:
+    first, second, end = told(start("run_out_of_memory", restarts=2))
+    assert first.endswith("attempt 2 of 3 begins")
+    assert second == "report rank 1: OutOfMemoryError: no room; attempt 3 of 3 begins"
+    assert end == "finished"
+
+
 def test_a_full_disk_is_said_to_be_one(start: Start) -> None:
     [line] = told(start("fill_the_disk", restarts=3))
     assert line.startswith("failed True rank ")

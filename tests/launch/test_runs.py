@@ -12,8 +12,8 @@ import pytest
 from tinyllama.config.load import as_dict, run_folder
 from tinyllama.config.schema import RunConfig
 from tinyllama.launch import runs
-from tinyllama.launch.runs import DataIdentity, freeze, measured_rate, thaw
-from tinyllama.plan.plan import make_plan
+from tinyllama.launch.runs import DataIdentity, freeze, measured_rate, settled_before, thaw
+from tinyllama.plan.plan import make_plan, settled
 
 Config = Callable[..., RunConfig]
 BATCH = 2048
@@ -124,16 +124,25 @@ def test_the_rate_is_that_of_the_newest_finished_run_of_the_model(tmp_path: Path
         path.write_text(json.dumps({"status": status, "tokens_per_s": speed, "config": plain}))
         os.utime(path, (10**9 - age, 10**9 - age))
 
-    asked = config(*LINE, f"runs_dir={tmp_path}", "budget.tokens=9M", "seed=3")
+    two = ["parallelism.gpus=2", "parallelism.micro_batch=2"]
+    asked = config(*LINE, *two, f"runs_dir={tmp_path}", "budget.tokens=9M", "seed=3")
     assert measured_rate(asked) is None
-    left("old", age=9, speed=50.0)
-    left(run_folder(asked).name, age=1, speed=70.0)  # its own
-    left("right", "parallelism.gpus=2", age=8)
-    left("no-step-left", age=7, speed=None)
-    left("unfinished", age=6, status="failed")
-    left("another-model", "model.n_layers=3", age=5)
-    left("another-gpu", "hardware=h100", age=4)
-    left("another-precision", "train.precision=bf16", age=3)
+    left("old", *two, age=9, speed=70.0)
+    left(run_folder(asked).name, *two, age=1, speed=70.0)  # its own
+    left("right", *two, age=8)
+    left("no-step-left", *two, age=7, speed=None)
+    left("unfinished", *two, age=6, status="failed")
+    for name, line in {
+        "another-model": ["model.n_layers=3"],
+        "another-gpu": ["hardware=h100"],
+        "another-precision": ["train.precision=bf16"],
+        "another-mask": ["train.mask_documents=true"],
+        "other-kernels": ["kernels=torch"],
+        "recomputed": ["parallelism.recompute=true"],
+        "one-rank-alone": ["parallelism.gpus=1"],
+        "other-threads": ["parallelism.threads=3"],
+    }.items():
+        left(name, *two, *line, age=3)
     for name, text in {
         "cut": '{"status": "fini',
         "strange": "[1]",
@@ -143,3 +152,46 @@ def test_the_rate_is_that_of_the_newest_finished_run_of_the_model(tmp_path: Path
         (tmp_path / name).mkdir()
         (tmp_path / name / "result.json").write_text(text)
     assert measured_rate(asked) == (50.0, str(tmp_path / "right")), "100 tokens/s on two ranks"
+    gpus = ["parallelism=single", "hardware=a100"]
+    left("one-gpu", *gpus, age=2)
+    asked = config(*LINE, *gpus, "parallelism.gpus=2", f"runs_dir={tmp_path}")
+    assert measured_rate(asked) == (100.0, str(tmp_path / "one-gpu")), "each has a GPU of its own"
+
+
+def test_a_halved_micro_batch_stays_halved_on_the_same_gpus(tmp_path: Path, config: Config, data: DataIdentity) -> None:
+    def on(*line: str) -> Config:
+        return of(config, "parallelism.micro_batch=auto", f"run_dir={tmp_path / 'run'}", *line, steps=200)
+
+    assert settled_before(on()) == on()
+    begin(tmp_path / "run", settled(on(), 2), data)
+    assert settled_before(on()) == settled(on(), 2)
+    others = "resume=never", "parallelism.gpus=2", "parallelism.recompute=true", "hardware.memory_gb=90", "seed=7"
+    for other in others:
+        assert settled_before(on(other)) == on(other), other
+    assert settled_before(on("parallelism.micro_batch=4")) == on("parallelism.micro_batch=4")
+
+
+@pytest.mark.parametrize("text", ['{"stat', "[1]", "{}"])
+def test_a_broken_result_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/result.json is no result of a run: .* move it away"):
+        runs.finished(tmp_path)
+
+
+def test_the_batches_behind_a_run_cannot_be_changed(tmp_path: Path, config: Config, data: DataIdentity) -> None:
+    run_dir = tmp_path / "run"
+    begin(run_dir, of(config, steps=200), data)
+    state = run_dir / "checkpoints/step-000000100/state.json"
+    state.parent.mkdir(parents=True)
+    seen = make_plan(of(config, steps=200)).tokens_by(100)
+    state.write_text(json.dumps({"state": {"meta": {"tokens": seen}}}))
+    before = contents(run_dir)
+    batch = make_plan(of(config, steps=200)).batch_tokens
+    forced = of(config, "resume=force", f"run_dir={run_dir}", f"train.batch_tokens={2 * batch}", steps=200)
+    with pytest.raises(
+        ValueError, match=rf"train.batch_tokens: the 100 steps .* saw {seen:,} tokens, .* {2 * seen:,}:"
+    ):
+        begin(run_dir, forced, data)
+    assert contents(run_dir) == before
+    state.write_text("{}")
+    assert begin(run_dir, forced, data), "whoever resumes finds it damaged"

@@ -45,6 +45,19 @@ def test_what_was_measured_comes_before_what_is_assumed(config: Callable[..., Ru
     assert asked.tokens_per_s * count_flops(config(*V1).model).causal == pytest.approx(0.6 * 312e12)
 
 
+def test_what_gpus_do_in_bf16_is_assumed_of_nothing_else(config: Callable[..., RunConfig]) -> None:
+    assert make_plan(config(*V1, "train.precision=fp32")).rate is None
+    on_the_processor = make_plan(config("hardware=a100"))
+    assert on_the_processor.rate is None
+    assert on_the_processor.warnings[-1].startswith("hardware=a100 is a GPU, and parallelism.device=cpu trains on the")
+    told = make_plan(config("hardware.peak_tflops=0.1", "plan.mfu=0.5")).rate
+    assert told is not None
+    assert (told.mfu, told.source) == (0.5, "assumed: plan.mfu"), "whoever says so knows"
+    measured = make_plan(config("plan.mfu=0.5"), measured_rate=(1000.0, "runs/earlier")).rate
+    assert measured is not None
+    assert measured.tokens_per_s == 1000, "a share of a peak that is not known says nothing"
+
+
 def test_nothing_is_made_up_where_nothing_is_known(config: Callable[..., RunConfig]) -> None:
     plan = make_plan(config())
     assert (plan.rate, plan.cost) == (None, None)
@@ -61,6 +74,9 @@ def test_disk(config: Callable[..., RunConfig]) -> None:
     # two newest, one being written, and those of every 50,000 of 1,430,512 steps
     assert plan.disk.checkpoints == (2 + 1 + 28) * plan.disk.checkpoint
     assert plan.disk.data == 2 * 950 * 10**9
+    short = make_plan(config("checkpoint.every=100", "checkpoint.keep=8", "budget.tokens=1.5M"))
+    assert short.steps == 184
+    assert short.disk.checkpoints == 2 * short.disk.checkpoint, "after 100 steps and at the end"
     wide = "data.tokenizer.vocab_size=70_000 model.vocab_size=70_000 data.tokenizer.sha256=null"
     assert make_plan(config(*V1, *wide.split())).disk.data == 4 * 950 * 10**9
     unknown = ["budget.tokens=1.5M", "~data.sources.code.tokens"]

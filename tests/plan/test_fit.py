@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tinyllama.config.schema import RunConfig
-from tinyllama.plan.fit import Fit, divisors, fit, usable_bytes
+from tinyllama.plan import fit as fits
+from tinyllama.plan.fit import LIBRARIES_BYTES, Fit, divisors, fit, usable_bytes
 from tinyllama.plan.memory import CONTEXT_BYTES, Layout, memory
 from tinyllama.plan.plan import make_plan
 
@@ -83,12 +85,27 @@ def test_a_gpu_nobody_knows_is_not_judged(fitted: Callable[..., Fit]) -> None:
     assert {unknown.usable, unknown.fits, unknown.largest_micro_batch, unknown.remedy, unknown.problem} == {None}
 
 
-def test_ranks_of_one_machine_share_its_memory(config: Callable[..., RunConfig]) -> None:
+def test_ranks_of_one_machine_share_its_memory(
+    config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = ["parallelism.gpus=2", "parallelism.micro_batch=auto"]
+    monkeypatch.setattr(fits, "_CGROUP_LIMITS", (tmp_path / "memory.max", tmp_path / "none"))
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert usable_bytes(config()) == whole
-    assert usable_bytes(config("parallelism.gpus=2", "parallelism.micro_batch=auto")) == whole // 2
+    assert usable_bytes(config()) == whole - LIBRARIES_BYTES
+    assert usable_bytes(config(*two)) == whole // 2 - LIBRARIES_BYTES
+    for written, usable in {"max": whole - LIBRARIES_BYTES, "2000000000": 15 * 10**8, "1": 0}.items():
+        (tmp_path / "memory.max").write_text(written)
+        assert usable_bytes(config()) == usable
+    assert usable_bytes(config("hardware.memory_gb=2")) == 2 * usable_bytes(config(*two, "hardware.memory_gb=2"))
     assert usable_bytes(config("hardware.memory_gb=2")) == 2 * 10**9
     assert usable_bytes(config("parallelism=single", "hardware=h100")) == 80 * 10**9 - CONTEXT_BYTES
+    assert usable_bytes(config("parallelism=single", "hardware.memory_gb=0.5")) == 0
+
+
+def test_more_gpus_than_a_machine_has_are_more_machines(config: Callable[..., RunConfig]) -> None:
+    line = ["model=1.1b", "parallelism=zero3", "parallelism.gpus=4", "train.batch_tokens=1M"]
+    told = fit(config(*line, "hardware=a100", "hardware.memory_gb=6"), batches=[512])
+    assert told.remedy == "parallelism.recompute=true parallelism.gpus=8 parallelism.nodes=4 parallelism.micro_batch=2"
 
 
 def test_the_layout_is_the_runs(config: Callable[..., RunConfig]) -> None:

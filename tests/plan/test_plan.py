@@ -334,7 +334,7 @@ def test_every_number_of_the_plan_is_printed(tinyllama: Plan) -> None:
     whole += [source[name] for source in plain["sources"].values() for name in ("tokens", "unique_tokens")]
     words = [f"{number:,}" for number in whole]
     words += [f"{flops:.3e}" for flops in plain["training_flops"].values()]
-    words += ["8 x 8 accumulated x 16 ranks", "2,727.2 a parameter", "136.36 x Chinchilla"]
+    words += ["8 x 8 accumulated on each of 16 ranks", "2,727.2 a parameter", "136.36 x Chinchilla"]
     words += ["69.4%", "30.6%", "3.157", "3.159"]
     assert [word for word in words if word not in text] == []
     assert max(len(line) for line in text.splitlines()) <= 100

@@ -115,13 +115,17 @@ class Agent(LocalElasticAgent):
             )
         if cause:
             local, failure = cause
+            # a later attempt takes no more than the first took: what it finds taken is not its own
+            first_attempt = self._remaining_restarts == worker_group.spec.max_restarts
+            out_of_memory = failure.state == State.OUT_OF_MEMORY and first_attempt
+            final = failure.state in (State.FAILED_FOR_GOOD, State.DISK_FULL)
             return Death(
                 rank=ranks[local],
                 reason=failure.message,
                 traceback=failure.traceback,
-                for_good=failure.state > State.FAILED,
+                for_good=final or out_of_memory,
                 disk_full=failure.state == State.DISK_FULL,
-                out_of_memory=failure.state == State.OUT_OF_MEMORY,
+                out_of_memory=out_of_memory,
             )
         local = next(
             (local for local, code in codes.items() if code is not None and local not in self._watch.killed), 0

@@ -131,7 +131,7 @@ class Board:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             state = State.DISK_FULL
         if type(error).__name__ == "OutOfMemoryError" and not self.step(local):
-            state = State.OUT_OF_MEMORY  # torch's; once a step was taken, another attempt may find the memory in order
+            state = State.OUT_OF_MEMORY  # torch's; once a step was taken, what it needs does fit
         message = f"{type(error).__name__}: {error}".replace("\0", "")[: _TEXT // 16]
         calls = "".join(traceback.format_exception(error)).replace("\0", "")
         begin = message.encode(errors="replace") + b"\0"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def freeze(run_dir: Path, config: RunConfig, data: DataIdentity, plan: Plan, *, 
     room for its checkpoints. A launcher that is not to write only compares.
     """
     frozen = Frozen(config=config, digest=digest(config), data=data)
-    earlier = thaw(run_dir) if (run_dir / CONFIG).exists() else None
+    earlier = thaw(run_dir) if is_begun(run_dir) else None
     if earlier is not None and config.resume == "force":
         check_weights_fit(config, data, origin=earlier, key="run_dir", folder=run_dir)
     elif earlier is not None:
@@ -77,6 +77,11 @@ def freeze(run_dir: Path, config: RunConfig, data: DataIdentity, plan: Plan, *, 
             )
     if (taken := steps_taken(run_dir)) > plan.steps:
         raise ValueError(f"budget: {run_dir} has taken {taken:,} steps, more than {plan.steps:,}: raise it")
+    if (seen := _tokens_seen(run_dir, taken)) not in (None, plan.tokens_by(taken)):
+        raise ValueError(
+            f"train.batch_tokens: the {taken:,} steps that {run_dir} has taken saw {seen:,} tokens, where this batch "
+            f"and these stages make them {plan.tokens_by(taken):,}: keep the batches of the steps that are behind it"
+        )
     if finished(run_dir) and earlier is not None and earlier.digest == frozen.digest:
         return False
     if not writes:
@@ -143,6 +148,25 @@ def steps_taken(run_dir: Path) -> int:
     return max((int(step) for step in steps if step.isdecimal()), default=0)
 
 
+def _tokens_seen(run_dir: Path, step: int) -> int | None:
+    """What the checkpoint of a step says; None where it does not: whoever resumes from it finds it damaged."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        whole = json.loads((run_dir / CHECKPOINTS / f"step-{step:09d}/state.json").read_text())
+        return int(whole["state"]["meta"]["tokens"])
+    return None
+
+
+def settled_before(config: RunConfig) -> RunConfig:
+    """A run with the automatic micro-batch of its earlier start on the same GPUs, which may have had to halve it."""
+    run_dir = run_folder(config)
+    if config.parallelism.micro_batch != "auto" or config.resume == "never" or not is_begun(run_dir):
+        return config
+    earlier = thaw(run_dir)
+    layout = replace(earlier.config.parallelism, micro_batch="auto")
+    same = (layout, earlier.config.hardware, earlier.digest) == (config.parallelism, config.hardware, digest(config))
+    return replace(config, parallelism=earlier.config.parallelism) if same else config
+
+
 def differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
     """The dotted keys whose values differ."""
     keys = []
@@ -160,8 +184,11 @@ def finished(run_dir: Path) -> dict[str, Any] | None:
     path = run_dir / RESULT
     if not path.exists():
         return None
-    result: dict[str, Any] = json.loads(path.read_text())
-    return result if result["status"] == "finished" else None
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        return result if result["status"] == "finished" else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no result of a run: {error!r}: move it away, or choose another run_dir") from error
 
 
 def measured_rate(config: RunConfig) -> tuple[float, str] | None:
@@ -170,27 +197,38 @@ def measured_rate(config: RunConfig) -> tuple[float, str] | None:
     What is no result of this version is passed over: it is only asked how fast it was.
     """
     wanted = _what_sets_the_rate(as_dict(config))
-    results = sorted(Path(config.runs_dir).glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in results:
+    newest: tuple[float, float, str] | None = None
+    for path in Path(config.runs_dir).glob(f"*/{RESULT}"):
         if path.parent == run_folder(config):
             continue  # a plan is not measured by what came of it
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
+            written = path.stat().st_mtime
+            if newest and written <= newest[0]:
+                continue
             result = finished(path.parent)
             if result and result["tokens_per_s"] and _what_sets_the_rate(result["config"]) == wanted:
                 layout = result["config"]["parallelism"]
-                return result["tokens_per_s"] / (layout["nodes"] * layout["gpus"]), str(path.parent)
-    return None
+                newest = written, result["tokens_per_s"] / (layout["nodes"] * layout["gpus"]), str(path.parent)
+    return newest and newest[1:]
 
 
-def _what_sets_the_rate(config: dict[str, Any]) -> dict[str, Any]:
+def _what_sets_the_rate(config: dict[str, Any]) -> list[Any]:
+    """Ranks of a CPU share it; each GPU is a rank's own, and what ranks wait for each other is left out."""
+    layout, train = config["parallelism"], config["train"]
     shape = {key: value for key, value in config["model"].items() if key != "name"}
-    device, precision = config["parallelism"]["device"], config["train"]["precision"]
-    return {"model": shape, "hardware": config["hardware"]["name"], "device": device, "precision": precision}
+    share = [layout[key] for key in ("nodes", "gpus", "threads")] if layout["device"] == "cpu" else []
+    how = [layout["device"], layout["recompute"], train["precision"], train["mask_documents"]]
+    return [shape, config["hardware"]["name"], config["kernels"], *how, *share]
+
+
+def is_begun(run_dir: Path) -> bool:
+    """Whether a run was ever started in a folder."""
+    return (run_dir / CONFIG).exists()
 
 
 def set_aside(run_dir: Path) -> Path | None:
     """Move an earlier run out of the way, if there is one, and say where it is now."""
-    if not (run_dir / CONFIG).exists():
+    if not is_begun(run_dir):
         return None
     number = 1
     while (aside := run_dir.with_name(f"{run_dir.name}.{number}")).exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -31,15 +32,18 @@ class Rate:
 def expected_rate(config: RunConfig, flops: FlopsPerToken, *, measured: tuple[float, str] | None) -> Rate | None:
     """What plan.mfu says, else what a run of this model on this hardware measured, else what the hardware is known for.
 
-    measured is tokens a second on one GPU, and where. None where none of the three is there.
+    measured is tokens a second on one GPU, and where. None where none of the three is there. The hardware is known for
+    what GPUs do in bf16, and its peak is theirs.
     """
-    hardware = config.hardware
+    hardware, known = config.hardware, config.parallelism.device == "cuda" and config.train.precision == "bf16"
     peak = hardware.peak_tflops and hardware.peak_tflops * 1e12
-    if config.plan.mfu is None and measured:
+    if measured and (config.plan.mfu is None or peak is None):
         tokens_per_s, where = measured
         share = mfu(tokens_per_s, flops_per_token=flops.causal, peak_flops=peak) if peak else None
         return Rate(tokens_per_s=tokens_per_s, mfu=share, source=f"measured in {where}")
-    share, source = (config.plan.mfu, "plan.mfu") if config.plan.mfu else (hardware.mfu, hardware.mfu_source)
+    share, source = config.plan.mfu, "plan.mfu"
+    if share is None and known:
+        share, source = hardware.mfu, hardware.mfu_source or "hardware.mfu"
     if peak is None or share is None:
         return None
     return Rate(tokens_per_s=share * peak / flops.causal, mfu=share, source=f"assumed: {source}")
@@ -85,11 +89,12 @@ def disk(config: RunConfig, *, parameters: int, steps: int, unique_tokens: Mappi
     """What a run of so many steps needs."""
     kept, each = config.checkpoint, 12 * parameters
     forever = steps // kept.keep_every if kept.keep_every else 0
+    made = math.ceil(steps / kept.every)  # the last step is always saved
     sizes = list(unique_tokens.values())
     itemsize = 2 if config.data.tokenizer.vocab_size <= 2**16 else 4
     known = [size for size in sizes if size is not None]
     return Disk(
         checkpoint=each,
-        checkpoints=each * (kept.keep + 1 + forever),
+        checkpoints=each * min(made, kept.keep + 1 + forever),
         data=itemsize * sum(known) if len(known) == len(sizes) else None,
     )

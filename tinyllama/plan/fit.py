@@ -5,10 +5,17 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tinyllama.config.schema import RunConfig
 from tinyllama.plan.memory import CONTEXT_BYTES, Layout, Memory, gigabytes, memory
+
+LIBRARIES_BYTES = 500_000_000
+"""What Python, PyTorch and DeepSpeed take of a machine's memory for each rank on a CPU."""
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_GPUS_OF_A_MACHINE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +48,22 @@ class Fit:
 
 
 def usable_bytes(config: RunConfig) -> int | None:
-    """What one rank may fill with tensors: of a GPU, all but what CUDA takes; of this machine, its share."""
-    hardware, parallelism = config.hardware, config.parallelism
+    """What one rank may fill with tensors: of a GPU, all but what CUDA takes; of memory that ranks share, its part."""
+    given, parallelism = config.hardware.memory_gb, config.parallelism
     if parallelism.device == "cuda":
-        return None if hardware.memory_gb is None else round(hardware.memory_gb * 1e9) - CONTEXT_BYTES
-    if hardware.memory_gb is not None:
-        return round(hardware.memory_gb * 1e9)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // parallelism.gpus
+        return None if given is None else max(0, round(given * 1e9) - CONTEXT_BYTES)
+    if given is not None:
+        return round(given * 1e9) // parallelism.gpus
+    return max(0, _this_machines_bytes() // parallelism.gpus - LIBRARIES_BYTES)
+
+
+def _this_machines_bytes() -> int:
+    """What processes may take here: all there is, or what their control group is given."""
+    allowed = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for limit in _CGROUP_LIMITS:
+        with suppress(OSError, ValueError):  # none of that version, or "max"
+            allowed.append(int(limit.read_text()))
+    return min(allowed)
 
 
 def fit(config: RunConfig, *, batches: Sequence[int]) -> Fit:
@@ -104,11 +120,12 @@ def _steps(config: RunConfig) -> Iterator[tuple[list[str], dict[str, int]]]:
         return  # more processes would share the same memory
     settings = [*settings, *(["parallelism.zero_stage=3"] if sharding else [])]
     for factor in (2, 4, 8, 16, 32, 64):
+        gpus = max(parallelism.gpus, min(parallelism.gpus * factor, _GPUS_OF_A_MACHINE))
         world = parallelism.world_size * factor
-        yield (
-            [*settings, f"parallelism.gpus={parallelism.gpus * factor}"],
-            changes | {"zero_stage": 3, "world_size": world},
-        )
+        more = [f"parallelism.gpus={gpus}"] if gpus > parallelism.gpus else []
+        if (nodes := math.ceil(world / gpus)) > parallelism.nodes:
+            more.append(f"parallelism.nodes={nodes}")
+        yield [*settings, *more], changes | {"zero_stage": 3, "world_size": nodes * gpus}
 
 
 def divisors(n: int) -> list[int]:

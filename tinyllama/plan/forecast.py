@@ -55,6 +55,8 @@ class Lifetime:
     """Of the run: 6 N D to train and 2 N for each token of inference."""
     best: Allocation
     best_flops: float
+    beyond: float
+    """Times that the run or the best is beyond what the law was fitted on; 1 within."""
 
     @property
     def saved(self) -> float:
@@ -74,4 +76,8 @@ def lifetime(parameters: int, *, tokens: int, inference_tokens: int | None) -> L
         flops=lifetime_flops(Allocation(parameters, tokens), inference_tokens=inference_tokens),
         best=best,
         best_flops=lifetime_flops(best, inference_tokens=inference_tokens),
+        beyond=max(
+            *(HOFFMANN.parameters.outside(size) for size in (parameters, best.parameters)),
+            *(HOFFMANN.tokens.outside(length) for length in (tokens, best.tokens)),
+        ),
     )

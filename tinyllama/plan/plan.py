@@ -14,6 +14,7 @@ from tinyllama.plan.count import FlopsPerToken, Parameters, count_flops, count_p
 from tinyllama.plan.fit import Fit, divisors, fit
 from tinyllama.plan.forecast import Forecast, Lifetime, forecasts, lifetime
 from tinyllama.plan.horizon import (
+    BATCH_RULE,
     CHINCHILLA_TOKENS_PER_PARAM,
     StagePlan,
     batch_problems,
@@ -56,6 +57,10 @@ class Plan:
     flops_per_token: FlopsPerToken
     context: int
     world_size: int
+    batch_tokens: int
+    """Of a step whose stage has no batch of its own."""
+    batch_beyond: float | None
+    """Times that the compute is beyond what the rule for an automatic batch was fitted on; None for a set one."""
     steps: int
     tokens: int
     stages: tuple[StagePlan, ...]
@@ -165,13 +170,15 @@ def make_plan(
         problems.append(Problem("parallelism.micro_batch", f"{fitted.problem}, or plan.strict=false to try"))
     if problems:
         raise ConfigError(problems)
-    per_param = tokens / parameters.total
+    per_param, compute = tokens / parameters.total, 6.0 * parameters.total * tokens
     rate = expected_rate(config, flops, measured=measured_rate)
     return Plan(
         parameters=parameters,
         flops_per_token=flops,
         context=model.context,
         world_size=config.parallelism.world_size,
+        batch_tokens=batch,
+        batch_beyond=BATCH_RULE.outside(compute) if config.train.batch_tokens == "auto" else None,
         steps=steps,
         tokens=tokens,
         stages=stages,
@@ -184,7 +191,7 @@ def make_plan(
         disk=disk(config, parameters=parameters.total, steps=steps, unique_tokens=unique),
         forecasts=forecasts(parameters.total, tokens=tokens, unique_tokens=_drawn_once(sources)),
         lifetime=lifetime(parameters.total, tokens=tokens, inference_tokens=config.plan.inference_tokens),
-        warnings=tuple(_warnings(per_param, sources)),
+        warnings=tuple(_warnings(config, per_param, sources)),
     )
 
 
@@ -229,7 +236,9 @@ def _repeated_too_often(config: RunConfig, sources: Mapping[str, SourcePlan]) ->
             )
 
 
-def _warnings(tokens_per_param: float, sources: Mapping[str, SourcePlan]) -> Iterator[str]:
+def _warnings(config: RunConfig, tokens_per_param: float, sources: Mapping[str, SourcePlan]) -> Iterator[str]:
+    if config.parallelism.device == "cpu" and config.hardware.mfu is not None:
+        yield f"hardware={config.hardware.name} is a GPU, and parallelism.device=cpu trains on the processor"
     if tokens_per_param < CHINCHILLA_TOKENS_PER_PARAM / 100:
         yield (
             f"{tokens_per_param:.2g} tokens for each parameter: far too few to learn from "

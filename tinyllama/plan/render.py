@@ -35,7 +35,7 @@ def short(plan: Plan) -> Iterator[str]:
         f"{plan.parameters.total:,} parameters, {plan.tokens:,} tokens in {plan.steps:,} steps: "
         f"{plan.tokens_per_param:,.1f} a parameter, {plan.chinchilla_multiple:,.2f} x Chinchilla"
     )
-    memory = f"planned: {gigabytes(fit.needed.peak)} on each of {plan.world_size} ranks"
+    memory = f"planned: {gigabytes(fit.needed.peak)} on {_ranks(plan, each=True)}"
     memory += f" of {gigabytes(fit.usable)}" if fit.usable else ""
     if plan.cost and plan.rate:
         memory += f"; {hours(plan.cost.hours)} at {plan.rate.tokens_per_s:,.0f} tokens/s a rank ({plan.rate.source})"
@@ -55,20 +55,19 @@ class Point(NamedTuple):
 
 def render_grid(points: Sequence[Point]) -> Iterator[Table | str]:
     """A line for each of several runs, and what they take together."""
-    table = _table(
-        "run", "parameters", "tokens", "a parameter", "steps", "memory", "GPU-hours", "US dollars", "loss", "done"
-    )
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for column in ("run", "size", "tokens", "per\nparam", "memory", "GPU-\nhours", "US\ndollars", "loss", "done"):
+        table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
     for name, plan, done in points:
         cost = plan.cost
         table.add_row(
             name,
-            f"{plan.parameters.total:.4g}",
-            f"{plan.tokens:.4g}",
+            counted(plan.parameters.total),
+            counted(plan.tokens),
             f"{plan.tokens_per_param:,.1f}",
-            f"{plan.steps:,}",
-            gigabytes(plan.fit.needed.peak) + ("" if plan.fit.fits is not False else " (too much)"),
-            f"{cost.gpu_hours:,.2f}" if cost else NOT_KNOWN,
-            f"{cost.dollars:,.2f}" if cost and cost.dollars is not None else NOT_KNOWN,
+            gigabytes(plan.fit.needed.peak) + ("" if plan.fit.fits is not False else "\ntoo much"),
+            f"{cost.gpu_hours:,.2f}" if cost else "?",
+            f"{cost.dollars:,.2f}" if cost and cost.dollars is not None else "?",
             f"{plan.forecasts[0].loss:.3f}",
             "yes" if done else "",
         )
@@ -86,7 +85,7 @@ def _together(which: str, plans: Sequence[Plan]) -> str:
     tokens = sum(plan.tokens for plan in plans)
     costs = [plan.cost for plan in plans if plan.cost]
     flops = sum(plan.flops_per_token.six_n * plan.tokens for plan in plans)
-    told = f"{which}: {len(plans)} runs, {tokens:.4g} tokens, {flops:.3g} FLOPs (6N)"
+    told = f"{which}: {len(plans)} runs, {counted(tokens)} tokens, {flops:.3g} FLOPs (6N)"
     if len(costs) < len(plans):
         return told + "; how long is not known of all"
     told += (
@@ -105,8 +104,10 @@ def _counts(plan: Plan, title: str) -> Table:
     table.add_row("  no input embedding", f"{plan.parameters.without_input_embedding:>17,}", "")
     table.add_row("  no embeddings", f"{plan.parameters.without_embeddings:>17,}", "in the blocks and the last norm")
     first = plan.stages[0]
-    table.add_row("batch", f"{first.sequences_per_step * plan.context:>17,}", "tokens a step")
-    sequences = f"{plan.micro_batch} x {plan.accumulation(first)} accumulated x {plan.world_size} ranks"
+    rule = "" if plan.batch_beyond is None else ", by the rule of arXiv 2401.02954"
+    rule += "" if plan.batch_beyond in (None, 1) else f", {plan.batch_beyond:,.3g} times beyond its range"
+    table.add_row("batch", f"{first.sequences_per_step * plan.context:>17,}", f"tokens a step{rule}")
+    sequences = f"{plan.micro_batch} x {plan.accumulation(first)} accumulated on {_ranks(plan, each=True)}"
     table.add_row("  sequences", f"{first.sequences_per_step:>17,}", sequences)
     table.add_row("steps", f"{plan.steps:>17,}", "")
     multiple = f"{plan.tokens_per_param:,.1f} a parameter, {plan.chinchilla_multiple:,.2f} x Chinchilla"
@@ -158,10 +159,11 @@ def _losses(plan: Plan) -> Iterator[Table | str]:
     yield table
     if plan.lifetime:
         life = plan.lifetime
+        far = f", {life.beyond:,.3g} times beyond what it was fitted on" if life.beyond > 1 else ""
         yield (
             f"with {life.inference_tokens:.3g} tokens of inference, {life.best.parameters:.3g} parameters trained on "
             f"{life.best.tokens:.3g} tokens take {life.best_flops:.3g} FLOPs over their life for the same loss, "
-            f"{life.saved:.1%} less than this run's {life.flops:.3g} (Hoffmann's law)"
+            f"{life.saved:.1%} less than this run's {life.flops:.3g} (Hoffmann's law{far})"
         )
 
 
@@ -197,7 +199,7 @@ def _costs(plan: Plan) -> Iterator[Table | str]:
         table.add_row("tokens/s of a rank", f"{rate.tokens_per_s:,.0f}", rate.source)
         if rate.mfu is not None:
             table.add_row("MFU", f"{rate.mfu:.1%}", MFU_CONVENTION)
-        table.add_row("time", hours(cost.hours), f"on {plan.world_size} ranks")
+        table.add_row("time", hours(cost.hours), f"on {_ranks(plan)}")
         table.add_row("GPU-hours", f"{cost.gpu_hours:,.1f}", "")
         if cost.dollars is not None:
             table.add_row("US dollars", f"{cost.dollars:,.0f}", "")
@@ -225,6 +227,18 @@ def _facts() -> Table:
     for justify in ("left", "right", "left"):
         table.add_column(justify=justify)
     return table
+
+
+def _ranks(plan: Plan, *, each: bool = False) -> str:
+    return "one rank" if plan.world_size == 1 else f"{'each of ' * each}{plan.world_size} ranks"
+
+
+def counted(n: float) -> str:
+    """A count of parameters or tokens in three digits, as in 1.1B."""
+    for letter, unit in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if n >= 0.9995 * unit:
+            return f"{n / unit:.3g}{letter}"
+    return f"{n:.0f}"
 
 
 def hours(count: float) -> str:
