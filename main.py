@@ -23,18 +23,16 @@ from omegaconf import DictConfig
 from rich.console import Console
 from yaml import YAMLError
 
-from tinyllama import tasks
+from tinyllama import fits, study, tasks
 from tinyllama.config import resolvers
 from tinyllama.config.load import ConfigError, broken_yaml, load, near_miss, run_folder
 from tinyllama.config.schema import RunConfig
 from tinyllama.launch import launcher, runs
-from tinyllama.plan.plan import Plan, make_plan, settled
-from tinyllama.plan.render import short
-from tinyllama.tracking.folder import RESULT, alone
+from tinyllama.plan.plan import make_plan
+from tinyllama.tracking.folder import RESULT
 from tinyllama.tracking.record import write_json
 
 if TYPE_CHECKING:
-    from tinyllama.data.manifest import Manifest
     from tinyllama.launch.lifeline import Lifeline
     from tinyllama.tracking.mlflow import Status
 
@@ -59,6 +57,8 @@ def main() -> int:
 
 def run() -> int:
     """Compose, check every point, then run them one after the other."""
+    if sys.argv[1:2] == ["--job"]:  # of a study, frozen: nothing is composed
+        return attempt(partial(study.run_job, Path(*sys.argv[2:3]), train=point, console=console))
     resolvers.register()
     # Hydra then raises what it would print, and all refusals look alike
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -75,19 +75,28 @@ def run() -> int:
         return tasks.refuse(near_miss(str(error)))
     if len(configs) > 1 and all(config.task == "plan" for config in configs):
         return attempt(partial(tasks.plan_grid, configs, console=console))
+    if len(configs) > 1 and all(config.task == "train" for config in configs):
+        return attempt(partial(study.run, configs, train=point, program=Path(__file__).resolve(), console=console))
     status = 0
     for number, config in enumerate(configs, start=1):
         if len(configs) > 1:
             console.rule(f"{number} of {len(configs)}: {run_folder(config)}", align="left")
-        requests.begin_part(config.time_limit)
-        status = attempt(partial(TASKS[config.task], config)) or status
+        status = point(config) or status
     return status
 
 
-def attempt(work: Callable[[], None]) -> int:
-    """Do it, or say why not. Returns the exit status that it would end with alone."""
+def point(config: RunConfig) -> int:
+    """One of the command line's points. Returns the exit status that it would end with alone."""
+    requests.begin_part(config.time_limit)
+    return attempt(partial(TASKS[config.task], config))
+
+
+def attempt(work: Callable[[], int | None]) -> int:
+    """Do it, or say why not. Returns the exit status."""
     try:
-        work()
+        return work() or 0
+    except ConfigError as error:
+        return tasks.refuse(*map(str, error.problems))
     except ValueError as error:
         requests.check()  # some libraries make another error of what a request raises
         return tasks.refuse(str(error))
@@ -95,46 +104,11 @@ def attempt(work: Callable[[], None]) -> int:
         status = launcher.exit_status(error, requests)
         console.print("failed", error, style="red")
         return status
-    return 0
 
 
 def train(config: RunConfig) -> None:
-    """task=train: prepare what can be prepared on the spot, plan, freeze, start the ranks, tell what came out."""
-    manifest, folder = tasks.prepared(config, console=console)
-    config = runs.settled_before(config)
-    identity = runs.DataIdentity.of(folder, tokenizer_sha256=manifest.tokenizer.sha256)
-    planned = tasks.planned(config, manifest=manifest)
-    runs.check_init(config, identity)
-    run_dir = run_folder(config)
-    # of several machines one writes the run down, and the ranks of all read it
-    with alone(run_dir, meet=config.parallelism.rendezvous) as first:
-        if config.resume == "never" and (aside := runs.set_aside(run_dir)):
-            console.print(f"the earlier run is now {aside}")
-        if runs.freeze(run_dir, settled(config, planned.micro_batch), identity, planned, writes=first):
-            manifest.verify_small(folder)
-            planned = start(config, planned, run_dir=run_dir, identity=identity, manifest=manifest)
-        else:
-            console.print(f"{run_dir} has finished already; resume=never trains it again")
-    tasks.tell_result(config, planned, console=console)
-
-
-def start(config: RunConfig, planned: Plan, *, run_dir: Path, identity: runs.DataIdentity, manifest: Manifest) -> Plan:
-    """Start the ranks; where an automatic micro-batch was too large, once again with half. Returns the last plan."""
-    for line in short(planned):
-        console.print(line)
-    ranks = partial(launcher.start_ranks, train_rank, run_dir, requests=requests, report=console.print)
-    try:
-        ranks(config.parallelism)
-    except launcher.RankError as error:
-        half, layout = planned.half_micro_batch, config.parallelism
-        if not error.out_of_memory or layout.micro_batch != "auto" or layout.nodes > 1 or half is None:
-            raise
-        console.print(f"out of memory: once again with parallelism.micro_batch={half}")
-        config = settled(config, half)
-        planned = tasks.planned(config, manifest=manifest)
-        runs.freeze(run_dir, config, identity, planned, writes=True)
-        ranks(config.parallelism)
-    return planned
+    """task=train, whose ranks do what this file says."""
+    tasks.train(config, rank=train_rank, console=console)
 
 
 def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
@@ -229,6 +203,7 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
         kept=config.checkpoint,
         ranks_here=layout.gpus,
         named=lambda step: tracker.tell("checkpoint", step=step),
+        branch=planned.branch_step,
     )
     judge = Judge(config.spikes, recent=resumed.meta["losses"] if resumed else (), earlier=earlier)
     skips = skips_of(config.spikes, earlier, kept=resumed.meta.get("skipped", ()) if resumed else ())
@@ -268,7 +243,9 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
         elif ranks.is_first:
             sample = tasks.continued(run_dir, config.model, config)
             speed = outcome.speed(meter, memory=memory)
-            result = outcome.finished(result, manifest=manifest, measured=measured, speed=speed, sample=sample)
+            result = outcome.finished(
+                result, manifest=manifest, measured=measured, plan=planned, speed=speed, sample=sample
+            )
             outcome.draw(run_dir, result)
     except BaseException as error:
         result = outcome.failed(result, error)
@@ -291,6 +268,8 @@ TASKS: dict[str, Callable[[RunConfig], None]] = {
     "inspect": partial(tasks.inspect, console=console),
     "generate": tasks.generate,
     "sync": partial(tasks.sync, console=console),
+    "fit": partial(fits.fit, console=console),
+    "predict": partial(fits.predict, console=console),
 }
 
 if __name__ == "__main__":

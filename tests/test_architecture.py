@@ -19,6 +19,8 @@ LAYERS = [
     {"evaluate"},
     {"train", "scaling", "launch"},
     {"tasks"},
+    {"fits"},
+    {"study"},
     {"main"},
 ]
 """From the bottom up: a package imports from layers below its own, and within its layer only as WITHIN says."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,11 @@ from rich.console import Console
 
 from tinyllama.config.load import ConfigError, Problem, run_folder
 from tinyllama.config.schema import Model, RunConfig
-from tinyllama.launch import launcher, runs
-from tinyllama.plan.plan import Plan, make_plan
-from tinyllama.plan.render import Point, render, render_grid
-from tinyllama.tracking.folder import PLAN
+from tinyllama.launch import launcher, runs, trunk
+from tinyllama.launch.signals import requests
+from tinyllama.plan.plan import Plan, make_plan, settled
+from tinyllama.plan.render import Point, render, render_grid, short
+from tinyllama.tracking.folder import PLAN, alone
 from tinyllama.tracking.record import write_json
 from tinyllama.tracking.store import tracking_uri, ui_command
 
@@ -61,7 +63,14 @@ def _problems(config: RunConfig) -> Iterator[Problem]:
             yield from error.problems
 
 
-def planned(config: RunConfig, *, manifest: Manifest | None) -> Plan:
+def manifest_of(config: RunConfig) -> Manifest | None:
+    """Of a run's prepared data; None where it is not prepared."""
+    from tinyllama.data import prepare
+
+    return prepare.find(config.data, data_dir=Path(config.data_dir))
+
+
+def plan_of(config: RunConfig, *, manifest: Manifest | None) -> Plan:
     """What a run will take, at the rate that an earlier run of its model measured, if there was one."""
     return make_plan(config, measured_tokens=sizes(manifest), measured_rate=runs.measured_rate(config))
 
@@ -91,12 +100,59 @@ def plan_grid(configs: Sequence[RunConfig], *, console: Console) -> None:
 
 
 def _planned_and_written(config: RunConfig) -> Plan:
-    from tinyllama.data import prepare
-
-    whole = planned(config, manifest=prepare.find(config.data, data_dir=Path(config.data_dir)))
+    whole = plan_of(config, manifest=manifest_of(config))
     if not runs.is_begun(run_folder(config)):  # what a run was begun by stays
         write_json(run_folder(config) / PLAN, whole.as_dict())
     return whole
+
+
+def train(config: RunConfig, *, rank: launcher.RankFunction, console: Console) -> None:
+    """task=train: prepare what can be prepared on the spot, plan, freeze, start the ranks, tell what came out."""
+    manifest, folder = prepared(config, console=console)
+    config = runs.settled_before(config)
+    identity = runs.DataIdentity.of(folder, tokenizer_sha256=manifest.tokenizer.sha256)
+    planned = plan_of(config, manifest=manifest)
+    runs.check_init(config, identity)
+    run_dir = run_folder(config)
+    # of several machines one writes the run down, and the ranks of all read it
+    with alone(run_dir, meet=config.parallelism.rendezvous) as first:
+        if config.resume == "never" and (aside := runs.set_aside(run_dir)):
+            console.print(f"the earlier run is now {aside}")
+        if runs.freeze(run_dir, settled(config, planned.micro_batch), identity, planned, writes=first):
+            manifest.verify_small(folder)
+            if first and (branch := trunk.adopt(config, planned, run_dir=run_dir, data=identity)):
+                console.print(f"begins after step {branch.step:,} of {branch.run}, which is the same up to there")
+            planned = _started(config, planned, rank, run_dir, identity, manifest, console)
+        else:
+            console.print(f"{run_dir} has finished already; resume=never trains it again")
+    tell_result(config, planned, console=console)
+
+
+def _started(
+    config: RunConfig,
+    planned: Plan,
+    rank: launcher.RankFunction,
+    run_dir: Path,
+    identity: runs.DataIdentity,
+    manifest: Manifest,
+    console: Console,
+) -> Plan:
+    """Start the ranks; where an automatic micro-batch was too large, once again with half. Returns the last plan."""
+    for line in short(planned):
+        console.print(line)
+    ranks = partial(launcher.start_ranks, rank, run_dir, requests=requests, report=console.print)
+    try:
+        ranks(config.parallelism)
+    except launcher.RankError as error:
+        half, layout = planned.half_micro_batch, config.parallelism
+        if not error.out_of_memory or layout.micro_batch != "auto" or layout.nodes > 1 or half is None:
+            raise
+        console.print(f"out of memory: once again with parallelism.micro_batch={half}")
+        config = settled(config, half)
+        planned = plan_of(config, manifest=manifest)
+        runs.freeze(run_dir, config, identity, planned, writes=True)
+        ranks(config.parallelism)
+    return planned
 
 
 def tell_result(config: RunConfig, planned: Plan, *, console: Console) -> None:

@@ -25,6 +25,7 @@ from tinyllama.config.kinds import (
     Share,
 )
 from tinyllama.config.resilience import Checkpoint, Spikes
+from tinyllama.config.study import Fitting, Predict, Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +259,7 @@ class RunConfig(Section):
 
     name: Name
     """Names the run folder, with the digest."""
-    task: Literal["train", "plan", "prepare", "inspect", "download", "generate", "sync"]
+    task: Literal["train", "plan", "prepare", "inspect", "download", "generate", "sync", "fit", "predict"]
     """What to do."""
     seed: NonNegativeInt
     """Of the initialisation and of the data order."""
@@ -294,3 +295,6 @@ class RunConfig(Section):
     inspect: Inspect
     generate: Generate
     sync: Sync
+    study: Study
+    fit: Fitting
+    predict: Predict

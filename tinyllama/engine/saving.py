@@ -35,12 +35,14 @@ class Saver:
         kept: Kept,
         ranks_here: int,
         named: Callable[[int], None],
+        branch: int | None = None,
     ) -> None:
-        """What an earlier process left half-written goes.
+        """What an earlier process left half-written goes. The checkpoint of the step `branch` stays for good.
 
         ranks_here share this machine's memory; named is called with the step of each checkpoint that is done.
         """
         self.folder, self._engine, self._kept, self._ranks_here, self._named = folder, engine, kept, ranks_here, named
+        self._branch = branch
         self._ranks, self._device = engine.ranks, engine.device
         self._step: int | None = None
         self._meta: dict[str, Any] = {}
@@ -202,7 +204,8 @@ class Saver:
         _sync(self.folder)
         every = self._kept.keep_every
         for old in checkpoint.found(self.folder)[: -self._kept.keep]:
-            if not (every and checkpoint.step_of(old) % every == 0):
+            step = checkpoint.step_of(old)
+            if step != self._branch and not (every and step % every == 0):
                 _remove(old)
                 self._engine.beat()
 

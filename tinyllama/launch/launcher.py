@@ -43,13 +43,20 @@ def check_gpus(parallelism: Parallelism) -> None:
     """Raise ConfigError where this machine has fewer GPUs than its ranks need."""
     if parallelism.device == "cpu":
         return
-    import torch
-
-    here = torch.cuda.device_count()
+    here = len(visible_gpus())
     if here < parallelism.gpus:
         way_out = f"set parallelism.gpus={here}" if here else "choose parallelism=cpu"
         says = f"{parallelism.gpus} are asked for on each machine and {here} are here: {way_out}"
         raise ConfigError([Problem("parallelism.gpus", says)])
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs of this machine that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]
 
 
 class RankError(RuntimeError):

@@ -49,6 +49,8 @@ class Frozen:
     config: RunConfig
     digest: str
     data: DataIdentity
+    changed: bool = False
+    """Whether resume=force has made it another run than it was begun as."""
 
 
 def freeze(run_dir: Path, config: RunConfig, data: DataIdentity, plan: Plan, *, writes: bool = True) -> bool:
@@ -86,11 +88,14 @@ def freeze(run_dir: Path, config: RunConfig, data: DataIdentity, plan: Plan, *, 
         return False
     if not writes:
         return True
+    # what a run was changed to while it was under way does not tell what its steps were
+    other = earlier is not None and (earlier.changed or earlier.digest != frozen.digest)
     run_dir.mkdir(parents=True, exist_ok=True)
     for stale in (RESULT, FAILURE):  # what an earlier attempt failed of is past
         (run_dir / stale).unlink(missing_ok=True)
     write_whole(tokenizer(run_dir), (Path(data.folder) / TOKENIZER_FILE).read_bytes())
-    write_json(run_dir / CONFIG, {"digest": frozen.digest, "data": asdict(data), "config": as_dict(config)})
+    whole = {"digest": frozen.digest, "changed": other, "data": asdict(data), "config": as_dict(config)}
+    write_json(run_dir / CONFIG, whole)
     write_whole(run_dir / READABLE, OmegaConf.to_yaml(as_dict(config)).encode())
     write_json(run_dir / PLAN, plan.as_dict())
     check_room(run_dir, plan.disk.checkpoint)
@@ -101,7 +106,12 @@ def thaw(run_dir: Path) -> Frozen:
     """Read a run back from its folder. Raises ValueError where the folder holds none."""
     try:
         whole = json.loads((run_dir / CONFIG).read_text())
-        return Frozen(config=validate(whole["config"]), digest=whole["digest"], data=DataIdentity(**whole["data"]))
+        return Frozen(
+            config=validate(whole["config"]),
+            digest=whole["digest"],
+            data=DataIdentity(**whole["data"]),
+            changed=whole.get("changed", False),
+        )
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{run_dir} holds no run: {error}") from error
 
@@ -144,8 +154,13 @@ def with_checkpoint(run_dir: Path) -> Frozen:
 
 def steps_taken(run_dir: Path) -> int:
     """The step of a run's newest checkpoint, by its name; 0 where there is none."""
-    steps = (path.name.removeprefix("step-") for path in (run_dir / CHECKPOINTS).glob("step-*"))
-    return max((int(step) for step in steps if step.isdecimal()), default=0)
+    return max((step for step, _ in checkpoints(run_dir)), default=0)
+
+
+def checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
+    """The steps of a run's checkpoints, by their names, and where they are."""
+    found = ((path.name.removeprefix("step-"), path) for path in (run_dir / CHECKPOINTS).glob("step-*"))
+    return [(int(step), path) for step, path in found if step.isdecimal()]
 
 
 def _tokens_seen(run_dir: Path, step: int) -> int | None:

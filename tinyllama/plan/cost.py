@@ -88,8 +88,8 @@ class Disk:
 def disk(config: RunConfig, *, parameters: int, steps: int, unique_tokens: Mapping[str, int | None]) -> Disk:
     """What a run of so many steps needs."""
     kept, each = config.checkpoint, 12 * parameters
-    forever = steps // kept.keep_every if kept.keep_every else 0
-    made = math.ceil(steps / kept.every)  # the last step is always saved
+    forever = (steps // kept.keep_every if kept.keep_every else 0) + (config.schedule.name == "wsd")
+    made = math.ceil(steps / kept.every) + (config.schedule.name == "wsd")  # the last step is always saved
     sizes = list(unique_tokens.values())
     itemsize = 2 if config.data.tokenizer.vocab_size <= 2**16 else 4
     known = [size for size in sizes if size is not None]

@@ -20,6 +20,7 @@ from tinyllama.plan.horizon import (
     batch_problems,
     batch_tokens,
     budget_tokens,
+    decay_start,
     schedule_problems,
     sequences_by_source,
     stage_plans,
@@ -63,11 +64,16 @@ class Plan:
     """Times that the compute is beyond what the rule for an automatic batch was fitted on; None for a set one."""
     steps: int
     tokens: int
+    branch_step: int | None
+    """The first step of the decay, before which runs of other budgets are the same; None for a schedule without a
+    plateau."""
     stages: tuple[StagePlan, ...]
     """Stretches of the steps; most runs have one."""
     tokens_per_param: float
     chinchilla_multiple: float
     sources: dict[str, SourcePlan]
+    unique_tokens: int | None
+    """Distinct ones that it sees; None where a source's size is not known."""
     fit: Fit
     rate: Rate | None
     """None where neither the hardware's peak nor an earlier run says."""
@@ -110,6 +116,10 @@ class Plan:
     def tokens_by(self, step: int) -> int:
         """Tokens that the run has seen after so many steps."""
         return self.sequences_of(step - 1).stop * self.context if step else 0
+
+    def mixed(self, losses: Mapping[str, float]) -> float:
+        """One loss for all sources, by their shares of the training tokens."""
+        return math.fsum(self.sources[name].share * loss for name, loss in losses.items())
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for plan.json, derived counts included."""
@@ -171,6 +181,7 @@ def make_plan(
     if problems:
         raise ConfigError(problems)
     per_param, compute = tokens / parameters.total, 6.0 * parameters.total * tokens
+    unique_seen = _drawn_once(sources)
     rate = expected_rate(config, flops, measured=measured_rate)
     return Plan(
         parameters=parameters,
@@ -181,15 +192,17 @@ def make_plan(
         batch_beyond=BATCH_RULE.outside(compute) if config.train.batch_tokens == "auto" else None,
         steps=steps,
         tokens=tokens,
+        branch_step=decay_start(config.schedule, steps=steps) if config.schedule.name == "wsd" else None,
         stages=stages,
         tokens_per_param=per_param,
         chinchilla_multiple=per_param / CHINCHILLA_TOKENS_PER_PARAM,
         sources=sources,
+        unique_tokens=unique_seen,
         fit=fitted,
         rate=rate,
         cost=cost(config, tokens=tokens, rate=rate) if rate else None,
         disk=disk(config, parameters=parameters.total, steps=steps, unique_tokens=unique),
-        forecasts=forecasts(parameters.total, tokens=tokens, unique_tokens=_drawn_once(sources)),
+        forecasts=forecasts(parameters.total, tokens=tokens, unique_tokens=unique_seen),
         lifetime=lifetime(parameters.total, tokens=tokens, inference_tokens=config.plan.inference_tokens),
         warnings=tuple(_warnings(config, per_param, sources)),
     )

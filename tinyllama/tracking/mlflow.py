@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tinyllama.tracking.record import write_json
-from tinyllama.tracking.store import Mirror, Point, artifact_root, series, sqlite_file, without_password
+from tinyllama.tracking.store import (
+    NOTE,
+    Mirror,
+    Point,
+    artifact_root,
+    noted,
+    noted_run,
+    series,
+    sqlite_file,
+    without_password,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,15 +58,14 @@ class MlflowRun:
         with _alone(sqlite_file(uri)):
             self._client = MlflowClient(tracking_uri=uri)
             experiment_id = _experiment(self._client, mirror.experiment, artifact_root(uri, runs_dir=run_dir.parent))
-        note = run_dir / "mlflow.json"
-        here = {"uri": without_password(uri), "experiment": mirror.experiment}
+        note, here = run_dir / NOTE, mirror.place
         known = _continued(self._client, note, here)
         if known is None:
             began = None if started is None else round(started * 1000)
             known = self._client.create_run(
                 experiment_id, start_time=began, run_name=run_dir.name, tags=dict(mirror.tags)
             )
-            others = [other for other in _noted(note) if {key: other.get(key) for key in here} != here]
+            others = [other for other in noted(note) if {key: other.get(key) for key in here} != here]
             write_json(note, [{**here, "run_id": known.info.run_id}, *others])
             self._id = known.info.run_id
         else:
@@ -69,6 +77,11 @@ class MlflowRun:
         new = [Param(key, value) for key, value in mirror.params.items() if key not in known.data.params]
         for start in range(0, len(new), _PARAMS_PER_BATCH):
             self._client.log_batch(self._id, params=new[start : start + _PARAMS_PER_BATCH])
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the store has no end of it."""
+        return str(self._client.get_run(self._id).info.status) == "RUNNING"
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Sets tags."""
@@ -105,6 +118,34 @@ class MlflowRun:
         self._client.set_terminated(self._id, status, end_time=None if at is None else round(at * 1000))
 
 
+def runs_of(uri: str, experiment: str) -> list[Mapping[str, Any]]:
+    """The runs of an experiment: name, status, params and last metrics. Raises ValueError where there is none."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        raise ValueError(
+            f"fit.runs: no experiment {experiment} at {without_password(uri)}: see tracking.uri and the name"
+        )
+    runs: list[Mapping[str, Any]] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs([found.experiment_id], filter_string="tags.role != 'study'", page_token=token)
+        runs += [
+            {
+                "name": run.info.run_name,
+                "status": run.info.status,
+                "params": run.data.params,
+                "metrics": run.data.metrics,
+            }
+            for run in page
+        ]
+        token = page.token
+        if not token:
+            return runs
+
+
 @contextmanager
 def _alone(database: Path | None) -> Iterator[None]:
     """Keeps other processes out while a SQLite store may be created: two that migrate one file crash each other."""
@@ -135,21 +176,13 @@ def _continued(client: MlflowClient, note: Path, here: Mapping[str, str]) -> Any
     """The MLflow run that a run folder has in this store and experiment; None where it has none or it was deleted."""
     from mlflow.exceptions import MlflowException
 
-    noted = next((one for one in _noted(note) if {key: one.get(key) for key in here} == here), None)
-    if noted is None:
+    run_id = noted_run(note, here)
+    if run_id is None:
         return None
     try:
-        run = client.get_run(noted["run_id"])
+        run = client.get_run(run_id)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise
     return run if run.info.lifecycle_stage == "active" else None
-
-
-def _noted(note: Path) -> list[dict[str, str]]:
-    """The MLflow runs that a run folder has had, one a store and experiment."""
-    if not note.exists():
-        return []
-    noted = json.loads(note.read_text())
-    return noted if isinstance(noted, list) else [noted]

@@ -8,12 +8,14 @@ import re
 import shlex
 import socket
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from tinyllama.config.schema import Tracking
+from tinyllama.tracking.folder import PLAN
 from tinyllama.tracking.journal import MEASURED
 
 PARAM_LENGTH = 6000
@@ -22,6 +24,10 @@ TAG_LENGTH = 5000
 """Characters of a tag's value that every MLflow server takes."""
 SUPERSEDED = "superseded"
 """The tag that says which steps were measured twice."""
+PARENT = "mlflow.parentRunId"
+"""The tag by which MLflow shows one run under another."""
+NOTE = "mlflow.json"
+"""In a run folder: which MLflow runs mirror it."""
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
@@ -72,13 +78,59 @@ class Mirror:
         tags = {section: config[section]["name"] for section in ("model", "data", "budget", "parallelism")}
         if stretches:
             tags[SUPERSEDED] = superseded_text(stretches)
-        return cls(
+        mirror = cls(
             run_dir=run_dir,
             uri=uri or config["tracking"]["uri"] or default_uri(runs_dir),
             experiment=config["tracking"]["experiment"],
-            params=flatten(config),
+            params=flatten(config) | _planned(run_dir),
             tags={**tags, "digest": digest},
         )
+        study = config.get("study", {})  # runs of earlier versions had none
+        if study.get("folder") is None:
+            return mirror
+        parent = noted_run(Path(study["folder"]) / NOTE, mirror.place)
+        return replace(mirror, tags={**mirror.tags, "study": study["name"], **({PARENT: parent} if parent else {})})
+
+    @classmethod
+    def of_study(cls, folder: Path, config: Mapping[str, Any], *, name: str) -> Mirror:
+        """The parent run of a study, from the configuration of one of its points."""
+        return cls(
+            run_dir=folder,
+            uri=config["tracking"]["uri"] or default_uri(folder.parent),
+            experiment=config["tracking"]["experiment"],
+            params={"study.name": name},
+            tags={"study": name, "role": "study"},
+        )
+
+    @property
+    def place(self) -> dict[str, str]:
+        """What a note of the run's id is found by."""
+        return {"uri": without_password(self.uri), "experiment": self.experiment}
+
+
+def _planned(run_dir: Path) -> dict[str, str]:
+    """What runs are compared by, from the folder's plan."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        plan = json.loads((run_dir / PLAN).read_text())
+        names = ("tokens", "tokens_per_param", "unique_tokens", "steps", "batch_tokens")
+        whole = {"parameters": plan["parameters"]["total"], **{name: plan[name] for name in names}}
+        whole["flops"] = 6.0 * whole["parameters"] * whole["tokens"]
+        known = {name: value for name, value in whole.items() if value is not None}
+        return {f"planned.{name}": f"{n:.6g}" if isinstance(n, float) else str(n) for name, n in known.items()}
+    return {}
+
+
+def noted(note: Path) -> list[dict[str, str]]:
+    """The MLflow runs that a run folder has had, one a store and experiment."""
+    if not note.exists():
+        return []
+    runs = json.loads(note.read_text())
+    return runs if isinstance(runs, list) else [runs]
+
+
+def noted_run(note: Path, place: Mapping[str, str]) -> str | None:
+    """The id of the one in a store and experiment; None where there is none."""
+    return next((one["run_id"] for one in noted(note) if {key: one.get(key) for key in place} == place), None)
 
 
 def default_uri(runs_dir: Path) -> str:

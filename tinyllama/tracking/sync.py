@@ -52,6 +52,14 @@ def sync(run_dirs: Iterable[Path], *, uri: str | None, report: Callable[[str], N
     return len(runs)
 
 
+def close(run_dir: Path) -> None:
+    """End a run's MLflow run as the folder says it ended, where the store still has it as running."""
+    mirror, records = _told(run_dir, None)
+    status = _status(run_dir)
+    if status is not None and MlflowRun(mirror, running=False).is_running:
+        _send(mirror, records, status)
+
+
 def _told(run_dir: Path, uri: str | None) -> tuple[Mirror, list[dict[str, Any]]]:
     """What a run folder says: the frozen configuration as it is, so that runs of other versions can be read as well."""
     try:

@@ -100,8 +100,8 @@ def train(
             progress.rates(step, record.loss, rates)
         if not votes.stop and (step % cadence.eval_every == 0 or last):
             measured = evaluator.measure(max_tokens=cadence.eval_tokens)
-            _tell("eval", measured, tracker, progress, step=step, tokens=tokens)
-        if votes.stop or votes.due or step % config.checkpoint.every == 0 or last:
+            _tell("eval", measured, plan, tracker, progress, step=step)
+        if votes.stop or votes.due or step % config.checkpoint.every == 0 or step == plan.branch_step or last:
             save(step)
             saved = time.monotonic()
         if votes.stop:
@@ -112,23 +112,24 @@ def train(
         measured = evaluator.measure(stop=stop_asked)
     except Interrupted:
         return None
-    _tell("held_out", measured, tracker, progress, step=plan.steps, tokens=plan.tokens)
+    _tell("held_out", measured, plan, tracker, progress, step=plan.steps)
     return measured
 
 
 def _tell(
     kind: str,
     measured: dict[str, SourceLoss],
+    plan: Plan,
     tracker: Tracker,
     progress: TrainProgress,
     *,
     step: int,
-    tokens: int,
 ) -> None:
     tracker.tell(
         kind,
         step=step,
-        tokens=tokens,
+        tokens=plan.tokens_by(step),
+        loss=plan.mixed({name: source.loss for name, source in measured.items()}),
         losses={name: source.loss for name, source in measured.items()},
         bits_per_byte={name: source.bits_per_byte for name, source in measured.items()},
     )

@@ -55,6 +55,7 @@ def finished(
     *,
     manifest: Manifest,
     measured: Mapping[str, SourceLoss],
+    plan: Plan,
     speed: Mapping[str, Any],
     sample: str,
 ) -> dict[str, Any]:
@@ -63,7 +64,8 @@ def finished(
         name: {**asdict(loss), "gzip_bits_per_byte": manifest.sources[name].held_out.gzip_bits_per_byte}
         for name, loss in measured.items()
     }
-    return {**begun, "status": "finished", "held_out": held_out, **speed, "sample": sample}
+    loss = plan.mixed({name: source.loss for name, source in measured.items()})
+    return {**begun, "status": "finished", "loss": loss, "held_out": held_out, **speed, "sample": sample}
 
 
 def stopped(begun: Mapping[str, Any]) -> dict[str, Any]:
