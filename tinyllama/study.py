@@ -57,7 +57,7 @@ class Study:
     @property
     def shared_tokens(self) -> int:
         """Those that need not be trained, as others have the same trunk."""
-        return sum(trunk.shared_tokens([self.plans[number] for number in job]) for job in self.jobs)
+        return sum(trunk.spared_tokens(self.configs, self.plans))
 
     def told(self) -> str:
         """How much there is to do, in one line."""

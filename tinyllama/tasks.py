@@ -86,13 +86,10 @@ def plan(config: RunConfig, *, console: Console) -> None:
 
 def plan_grid(configs: Sequence[RunConfig], *, console: Console) -> None:
     """task=plan of several points: a line for each, and what they take together."""
+    plans = [_planned_and_written(config) for config in configs]
     points = [
-        Point(
-            name=run_folder(config).name,
-            plan=_planned_and_written(config),
-            done=bool(runs.finished(run_folder(config))),
-        )
-        for config in configs
+        Point(run_folder(config).name, whole, bool(runs.finished(run_folder(config))), spared)
+        for config, whole, spared in zip(configs, plans, trunk.spared_tokens(configs, plans), strict=True)
     ]
     for part in render_grid(points):
         console.print(part)

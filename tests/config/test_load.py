@@ -14,7 +14,7 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from tinyllama.config import data, resilience, schema
+from tinyllama.config import data, resilience, schema, study
 from tinyllama.config.kinds import parse_count, parse_duration
 from tinyllama.config.load import as_dict, digest, load, near_miss, nearest_key, run_folder, validate
 from tinyllama.config.schema import RunConfig
@@ -116,6 +116,16 @@ DOES_NOT: list[dict[str, Any]] = [
     {"checkpoint.keep": 1},
     {"checkpoint.keep_every": 100},
     {"spikes.max_skips": 0},
+    {"study.name": "other"},
+    {"study.folder": "runs/study-other"},
+    {"study.at_a_time": 2},
+    {"study.share_trunks": False},
+    {"fit.runs": "runs/*"},
+    {"fit.source": "slimpajama"},
+    {"fit.held_out": 0.1},
+    {"fit.replicates": 1},
+    {"fit.folder": "fits"},
+    {"predict.fit": "runs/fit"},
     {"plan.strict": False},
     {"plan.mfu": 0.5},
     {"plan.inference_tokens": 10**12},
@@ -306,7 +316,7 @@ def test_nothing_can_be_set_afterwards(config: Callable[..., RunConfig]) -> None
     source = run.data.sources["slimpajama"]
     assert source.filter is not None
     sections = [value for value in vars(run).values() if dataclasses.is_dataclass(value)]
-    assert len(sections) == 17
+    assert len(sections) == 20
     for section in [run, run.data.tokenizer, source, source.filter, *sections]:
         for field in dataclasses.fields(section):
             with pytest.raises(dataclasses.FrozenInstanceError):
@@ -355,11 +365,11 @@ def test_what_hydra_refuses_names_the_nearest_key(composed: Callable[..., DictCo
 def test_every_field_says_what_it_is() -> None:
     sections = {
         node.name: node
-        for module in (schema, resilience, data)
+        for module in (schema, resilience, study, data)
         for node in ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body
         if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "Section" for base in node.bases)
     }
-    assert len(sections) == 22
+    assert len(sections) == 25
     silent = []
     for name, section in sections.items():
         assert ast.get_docstring(section), name

@@ -57,13 +57,14 @@ def jobs_of(configs: Sequence[RunConfig], plans: Sequence[Plan]) -> list[list[in
     return [sorted(job, key=lambda number: plans[number].steps) for job in jobs.values()]
 
 
-def shared_tokens(plans: Sequence[Plan]) -> int:
-    """What the points of one job, in their order, need not train: each goes on from the longest trunk before it."""
-    spared = step = 0
-    for plan in plans:
-        spared += plan.tokens_by(step)
-        if plan.branch_step is not None:
-            step = max(step, plan.branch_step)
+def spared_tokens(configs: Sequence[RunConfig], plans: Sequence[Plan]) -> list[int]:
+    """What each point need not train, as it goes on from the longest trunk of those before it in its job."""
+    spared = [0] * len(plans)
+    for job in jobs_of(configs, plans):
+        step = 0
+        for number in job:
+            spared[number] = plans[number].tokens_by(step)
+            step = max(step, plans[number].branch_step or 0)
     return spared
 
 

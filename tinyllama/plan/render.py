@@ -51,6 +51,8 @@ class Point(NamedTuple):
     plan: Plan
     done: bool
     """Whether it has been trained already."""
+    spared_tokens: int
+    """Those that it need not train, as it shares a trunk with a shorter one."""
 
 
 def render_grid(points: Sequence[Point]) -> Iterator[Table | str]:
@@ -58,7 +60,7 @@ def render_grid(points: Sequence[Point]) -> Iterator[Table | str]:
     table = Table(box=None, padding=(0, 1, 0, 0))
     for column in ("run", "size", "tokens", "per\nparam", "memory", "GPU-\nhours", "US\ndollars", "loss", "done"):
         table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
-    for name, plan, done in points:
+    for name, plan, done, _ in points:
         cost = plan.cost
         table.add_row(
             name,
@@ -72,13 +74,27 @@ def render_grid(points: Sequence[Point]) -> Iterator[Table | str]:
             "yes" if done else "",
         )
     yield table
-    left = [plan for _, plan, done in points if not done]
+    left = [point.plan for point in points if not point.done]
     yield f"loss: by {points[0].plan.forecasts[0].law}, on their own corpus and tokenizer"
-    for source in dict.fromkeys(plan.rate.source for _, plan, _ in points if plan.rate):
+    for source in dict.fromkeys(point.plan.rate.source for point in points if point.plan.rate):
         yield f"rate: {source}"
-    yield _together("all", [plan for _, plan, _ in points])
+    yield _together("all", [point.plan for point in points])
+    if any(point.spared_tokens for point in points):
+        yield _shared(points)
     if len(left) < len(points):
         yield _together("still to do", left)
+
+
+def _shared(points: Sequence[Point]) -> str:
+    six_n = [point.plan.flops_per_token.six_n for point in points]
+    flops = sum(n * point.plan.tokens for n, point in zip(six_n, points, strict=True))
+    spared = sum(n * point.spared_tokens for n, point in zip(six_n, points, strict=True))
+    tokens = sum(point.spared_tokens for point in points)
+    told = f"shared trunks save {counted(tokens)} of the tokens, {spared / flops:.0%} of the FLOPs"
+    if all(point.plan.rate for point in points):
+        seconds = (point.spared_tokens / point.plan.rate.tokens_per_s for point in points if point.plan.rate)
+        told += f", {sum(seconds) / 3600:,.2f} GPU-hours"
+    return told
 
 
 def _together(which: str, plans: Sequence[Plan]) -> str:
