@@ -23,6 +23,8 @@ GROUPS = {
 RECIPES = {"experiment": GROUPS.pop("experiment")}
 FOR_SIXTEEN = ["train.batch_tokens=262_144", "schedule.warmup_steps=1"]
 """What makes the laptop's defaults large enough for the paper's sixteen GPUs."""
+FOR_WSD = ["schedule.warmup_steps=1"]
+"""Its automatic batch is that of a whole run of the model, of which the laptop's budget is a few steps."""
 
 Option = tuple[str, str]
 Pair = tuple[Option, Option]
@@ -100,7 +102,8 @@ LINES = cover(GROUPS) + WITH_RECIPE
 
 def overrides(line: dict[str, str]) -> list[str]:
     sixteen = FOR_SIXTEEN if line.get("parallelism") == "4x4" and "experiment" not in line else []
-    return ["task=plan", *(f"{group}={option}" for group, option in line.items()), *sixteen]
+    few = FOR_WSD if line.get("schedule") == "wsd" and "experiment" not in line else []
+    return ["task=plan", *(f"{group}={option}" for group, option in line.items()), *sixteen, *few]
 
 
 def test_every_pair_is_composed_or_refused() -> None:

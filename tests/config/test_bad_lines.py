@@ -55,6 +55,7 @@ TYPES_AND_VALUES = [
     ("parallelism.recompute=yes", "parallelism.recompute: 'yes' should be true or false"),
     ("data_dir=5", "data_dir: 5 should be text"),
     ("optimizer.lr=true", "optimizer.lr: true should be a number"),
+    ("optimizer.lr=atuo", "optimizer.lr: 'atuo' should be a number"),
     ("optimizer.lr=nan", "optimizer.lr: nan should be a finite number"),
     ("optimizer.weight_decay=inf", "optimizer.weight_decay: inf should be a finite number"),
     ("time_limit=24h", 'time_limit: \'24h\' is not a time: write "HH:MM:SS", "D-HH:MM:SS" or seconds'),
@@ -203,6 +204,11 @@ BETWEEN = [
         "its plan.json",
     ),
     (
+        "resume=force run_dir=runs/one optimizer.lr=auto train.batch_tokens=8192",
+        "optimizer.lr: is auto, which another budget may take to another rate: write the run's own, which is in its "
+        "plan.json",
+    ),
+    (
         "checkpoint.keep_every=150",
         "checkpoint.keep_every: 150 is not a multiple of checkpoint.every=100: few of those steps would be saved",
     ),
@@ -308,6 +314,13 @@ def test_no_password_is_repeated(composed: Callable[..., DictConfig], line: str)
 )
 def test_addresses_without_a_password_pass(config: Callable[..., RunConfig], uri: str) -> None:
     assert config(f"tracking.uri='{uri}'").tracking.uri == uri
+
+
+def test_rules_that_ask_the_size_alone_may_stay_where_a_run_is_forced(config: Callable[..., RunConfig]) -> None:
+    line = ("resume=force", "run_dir=runs/one", "optimizer.lr=auto")
+    assert config(*line, "schedule=wsd").train.batch_tokens == "auto"
+    with pytest.raises(ConfigError):
+        config(*line, "schedule=cosine")
 
 
 def test_every_rule_has_a_bad_line(composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,7 @@ DETERMINES: list[dict[str, Any]] = [
     {"budget.tokens_per_param": 20.0, "budget.tokens": None},
     {"budget.flops": 10**15, "budget.tokens": None},
     {"optimizer.lr": 0.001},
+    {"optimizer.lr": "auto"},
     {"optimizer.betas": [0.9, 0.99]},
     {"optimizer.eps": 1e-7},
     {"optimizer.weight_decay": 0.0},

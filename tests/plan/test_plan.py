@@ -29,6 +29,11 @@ def printed(plan: Plan) -> str:
     return console.file.getvalue()
 
 
+def words(plan: Plan) -> str:
+    """What is printed, on one line, with one space between any two words."""
+    return " ".join(printed(plan).split())
+
+
 def refusal(run: RunConfig) -> str:
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - the whole text is compared by the caller
         make_plan(run)
@@ -110,6 +115,38 @@ def test_the_batch_follows_the_compute(config: Callable[..., RunConfig]) -> None
     large = make_plan(config("task=plan", "model=1.1b", "data=slimpajama_starcoder", "budget=3t"))
     assert large.tokens_by(1) == 4_194_304  # 5.7M, 2,781 sequences of 2,048
     assert make_plan(config("budget.tokens=2K", "schedule.warmup_steps=0")).tokens_by(1) == 1024  # 702: too few
+
+
+AUTO = ("optimizer.lr=auto", "train.batch_tokens=auto")
+
+
+def test_the_rules_of_rate_and_batch_come_out(config: Callable[..., RunConfig]) -> None:
+    # at C = 1e18 exactly 10^-2.25 = 0.0056234 and 10^5.8878 = 772,325 (but for N, which the tokens are rounded by)
+    plan = make_plan(config(*AUTO, "budget=flops", "budget.flops=1e18"))
+    assert plan.learning_rate == pytest.approx(0.3118 * 0.005623413252, rel=1e-9)
+    assert plan.tokens_by(1) == 262_144  # 0.292 x 772,325 = 225,519: 880.9 sequences of 256, nearest to 1,024
+    assert (plan.learning_rate_beyond, plan.batch_beyond) == (1, 1)
+    assert "peak learning rate 0.00175 by the rule of arXiv 2401.02954 steps" in words(plan)
+    far = make_plan(config(*AUTO, "budget=flops", "budget.flops=1e15"))
+    assert far.learning_rate / plan.learning_rate == pytest.approx(1000**0.125, rel=1e-9)
+    assert far.learning_rate_beyond == far.batch_beyond == pytest.approx(100, rel=1e-9)
+    assert words(far).count("by the rule of arXiv 2401.02954, 100 times beyond its range") == 2
+    rule = make_plan(config("optimizer.lr=2e-3"))
+    assert (rule.learning_rate, rule.learning_rate_beyond) == (2e-3, None)
+    assert "peak learning rate 0.002 as optimizer.lr says steps" in words(rule)
+
+
+def test_with_wsd_the_rules_ask_the_size_alone(config: Callable[..., RunConfig]) -> None:
+    # C = 120 x 1,787,008^2 = 10^14.583434: 0.3118 x 10^-1.822929 = 0.00468756,
+    # and 0.292 x 10^4.770241 = 17,204: 67 sequences, nearest to 64
+    wsd = [make_plan(config(*AUTO, "schedule=wsd", f"budget.tokens={budget}")) for budget in ("1M", "400M")]
+    assert [plan.tokens_by(1) for plan in wsd] == [16_384, 16_384]
+    assert [plan.learning_rate for plan in wsd] == pytest.approx([0.00468756] * 2, rel=1e-5)
+    assert wsd[0].learning_rate == wsd[1].learning_rate
+    cosine = [make_plan(config(*AUTO, f"budget.tokens={budget}")).learning_rate for budget in ("1M", "400M")]
+    assert cosine[0] / cosine[1] == pytest.approx(400**0.125, rel=1e-9)
+    # Chinchilla's own length is where both schedules ask the same
+    assert make_plan(config(*AUTO, "budget=chinchilla")).learning_rate == pytest.approx(wsd[0].learning_rate, rel=1e-9)
 
 
 def test_everything_that_is_wrong_is_told_at_once(config: Callable[..., RunConfig]) -> None:
@@ -345,7 +382,7 @@ def test_every_number_of_the_plan_is_printed(tinyllama: Plan) -> None:
     "name",
     [
         *("context", "world_size"),
-        *("steps", "tokens", "tokens_per_param", "chinchilla_multiple"),
+        *("steps", "tokens", "tokens_per_param", "chinchilla_multiple", "learning_rate"),
     ],
 )
 def test_another_number_prints_otherwise(tinyllama: Plan, name: str) -> None:

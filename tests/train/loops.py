@@ -42,14 +42,16 @@ class Nothing:
 
 @dataclass
 class Steps:
-    """An engine that takes every step at a loss of 1, and keeps what it was on."""
+    """An engine that takes every step at a loss of 1, and keeps what it was on and at which rate."""
 
     ranks: Ranks
     summed: Sum = lambda votes: votes
     taken: list[list[int]] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
 
-    def step(self, samples: Tensor, *, votes: list[float], **_: object) -> StepRecord:
+    def step(self, samples: Tensor, *, lr: float, votes: list[float], **_: object) -> StepRecord:
         self.taken.append(samples.tolist())
+        self.rates.append(lr)
         return StepRecord(1.0, 1.0, tuple(self.summed(votes)))
 
 

@@ -84,3 +84,12 @@ def test_it_saves_by_steps_and_by_minutes(
     pretend(settings, plan=make_plan(settings), engine=Slow(ALONE), recovery=recovery, save=saved.append)
     # it is asked before a step whether to save after it: three steps are 75 s, and the fourth is on the way
     assert saved == [4, 5, 9, 10, 13]
+
+
+def test_an_automatic_rate_is_the_plans(config: Callable[..., RunConfig]) -> None:
+    settings = config(*SHORT, "schedule=wsd", "schedule.warmup_steps=2", "optimizer.lr=auto")
+    recovery = SimpleNamespace(judge=Forgetful(), samples=lambda step: [range(step * 32, step * 32 + 32)])
+    engine, plan = Steps(ALONE), make_plan(settings)
+    pretend(settings, plan=plan, engine=engine, recovery=recovery, save=lambda step: None)
+    assert engine.rates[:3] == pytest.approx([0.00234378, 0.00468756, 0.00468756], rel=1e-5)
+    assert max(engine.rates) == plan.learning_rate

@@ -17,6 +17,7 @@ from tinyllama.config.schema import (
     Generate,
     Kernels,
     Model,
+    Optimizer,
     Parallelism,
     Schedule,
     Tracking,
@@ -160,13 +161,19 @@ def force_says_which_run(resume: str, run_dir: str | None) -> Broken:
         )
 
 
-def force_keeps_the_batch(resume: str, train: Train) -> Broken:
-    """A run that goes on with another budget counts its samples by the batch that it began with."""
-    if resume == "force" and train.batch_tokens == "auto":
-        yield (
-            "train.batch_tokens",
-            "is auto, which another budget may take to another batch: write the run's own, which is in its plan.json",
-        )
+def force_keeps_what_it_began_with(resume: str, train: Train, optimizer: Optimizer, schedule: Schedule) -> Broken:
+    """A run that goes on with another budget counts its samples by the batch that it began with, and its rate is not to
+    jump unasked. With wsd both rules ask the model's size alone, which force cannot change."""
+    if resume != "force" or schedule.name == "wsd":
+        return
+    automatic = {"train.batch_tokens": train.batch_tokens, "optimizer.lr": optimizer.lr}
+    for (key, value), what in zip(automatic.items(), ("batch", "rate"), strict=True):
+        if value == "auto":
+            yield (
+                key,
+                f"is auto, which another budget may take to another {what}: write the run's own, which is in its "
+                "plan.json",
+            )
 
 
 def kept_checkpoints_are_made(checkpoint: Checkpoint) -> Broken:
@@ -218,7 +225,7 @@ RULES: tuple[Callable[..., Broken], ...] = (
     evaluation_holds_a_sequence,
     nodes_start_over_together,
     force_says_which_run,
-    force_keeps_the_batch,
+    force_keeps_what_it_began_with,
     kept_checkpoints_are_made,
     skips_are_ranges,
     experiment_has_a_name,

@@ -129,8 +129,8 @@ class Optimizer(Section):
 
     name: Literal["adamw"]
     """The algorithm."""
-    lr: PositiveFloat
-    """Peak learning rate."""
+    lr: PositiveFloat | Literal["auto"]
+    """Peak learning rate; auto follows the run's compute (plan.hyperparameters)."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
     """Decay of the first and of the second moment."""
     eps: PositiveFloat
@@ -203,7 +203,8 @@ class Train(Section):
     """The batch and the loop's cadence."""
 
     batch_tokens: Count | Literal["auto"]
-    """Tokens in one optimizer step, over all ranks and accumulation; auto follows the run's compute (plan.horizon)."""
+    """Tokens in one optimizer step, over all ranks and accumulation; auto follows the run's compute
+    (plan.hyperparameters)."""
     precision: Literal["fp32", "bf16"]
     """Of the model's arithmetic; the optimizer always keeps fp32."""
     mask_documents: bool

@@ -251,7 +251,8 @@ def _adamw(model: Llama, optimizer: Optimizer) -> torch.optim.AdamW:
         {"params": matrices, "weight_decay": optimizer.weight_decay},
         {"params": norms, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True)
+    # each step has a rate of its own
+    return torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=True)
 
 
 def _settings(

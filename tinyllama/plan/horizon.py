@@ -11,13 +11,9 @@ from tinyllama.config.data import Data
 from tinyllama.config.load import ConfigError, Problem
 from tinyllama.config.schema import Budget, Model, RunConfig, Schedule
 from tinyllama.plan.count import count_parameters
-from tinyllama.plan.laws import Range
 
 CHINCHILLA_TOKENS_PER_PARAM = 20
 """The rule of thumb of arXiv 2203.15556."""
-
-BATCH_RULE = Range(least=1e17, most=2e19)
-"""The compute that the rule for automatic batches was fitted on."""
 
 
 def budget_tokens(budget: Budget, *, model: Model, unique_tokens: Mapping[str, int | None]) -> Fraction:
@@ -47,18 +43,6 @@ def budget_tokens(budget: Budget, *, model: Model, unique_tokens: Mapping[str, i
 def steps_for(tokens: Fraction, *, batch_tokens: int) -> int:
     """Optimizer steps that see at least so many tokens: rounded up, so that no budget is undershot."""
     return math.ceil(tokens / batch_tokens)
-
-
-def batch_tokens(config: RunConfig, *, tokens: Fraction) -> int:
-    """train.batch_tokens; where that is auto, 0.292 C^0.3271 in a power of two of sequences, for C = 6 N D.
-
-    The rule is that of Bi et al. 2024 (arXiv 2401.02954), whose C counts what attention takes in place of embeddings.
-    """
-    if config.train.batch_tokens != "auto":
-        return config.train.batch_tokens
-    flops = 6 * count_parameters(config.model).total * float(tokens)
-    sequences = 0.292 * flops**0.3271 / config.model.context
-    return config.model.context << max(2, round(math.log2(sequences)))
 
 
 def decay_start(schedule: Schedule, *, steps: int) -> int:

@@ -14,11 +14,9 @@ from tinyllama.plan.count import FlopsPerToken, Parameters, count_flops, count_p
 from tinyllama.plan.fit import Fit, divisors, fit
 from tinyllama.plan.forecast import Forecast, Lifetime, forecasts, lifetime
 from tinyllama.plan.horizon import (
-    BATCH_RULE,
     CHINCHILLA_TOKENS_PER_PARAM,
     StagePlan,
     batch_problems,
-    batch_tokens,
     budget_tokens,
     decay_start,
     schedule_problems,
@@ -26,6 +24,7 @@ from tinyllama.plan.horizon import (
     stage_plans,
     weights_of,
 )
+from tinyllama.plan.hyperparameters import RULES_RANGE, batch_tokens, peak_rate, rules_compute
 from tinyllama.plan.laws import MUENNIGHOFF
 
 FREE_EPOCHS = 4
@@ -62,6 +61,10 @@ class Plan:
     """Of a step whose stage has no batch of its own."""
     batch_beyond: float | None
     """Times that the compute is beyond what the rule for an automatic batch was fitted on; None for a set one."""
+    learning_rate: float
+    """The peak of the schedule."""
+    learning_rate_beyond: float | None
+    """The same as batch_beyond, of an automatic rate."""
     steps: int
     tokens: int
     branch_step: int | None
@@ -154,7 +157,8 @@ def make_plan(
     problems = [*_too_small(config, unique)]
     try:
         wanted = budget_tokens(config.budget, model=model, unique_tokens=unique)
-        batch = batch_tokens(config, tokens=wanted)
+        compute = rules_compute(config, tokens=wanted)
+        batch = batch_tokens(config, compute=compute)
         problems += batch_problems(config, batch_tokens=batch)
         weights = weights_of(data, unique_tokens=unique)
         stages = stage_plans(config, tokens=wanted, batch_tokens=batch, weights=weights)
@@ -180,7 +184,7 @@ def make_plan(
         problems.append(Problem("parallelism.micro_batch", f"{fitted.problem}, or plan.strict=false to try"))
     if problems:
         raise ConfigError(problems)
-    per_param, compute = tokens / parameters.total, 6.0 * parameters.total * tokens
+    per_param, beyond = tokens / parameters.total, RULES_RANGE.outside(compute)
     unique_seen = _drawn_once(sources)
     rate = expected_rate(config, flops, measured=measured_rate)
     return Plan(
@@ -189,7 +193,9 @@ def make_plan(
         context=model.context,
         world_size=config.parallelism.world_size,
         batch_tokens=batch,
-        batch_beyond=BATCH_RULE.outside(compute) if config.train.batch_tokens == "auto" else None,
+        batch_beyond=beyond if config.train.batch_tokens == "auto" else None,
+        learning_rate=peak_rate(config, compute=compute),
+        learning_rate_beyond=beyond if config.optimizer.lr == "auto" else None,
         steps=steps,
         tokens=tokens,
         branch_step=decay_start(config.schedule, steps=steps) if config.schedule.name == "wsd" else None,

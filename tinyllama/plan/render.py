@@ -120,15 +120,23 @@ def _counts(plan: Plan, title: str) -> Table:
     table.add_row("  no input embedding", f"{plan.parameters.without_input_embedding:>17,}", "")
     table.add_row("  no embeddings", f"{plan.parameters.without_embeddings:>17,}", "in the blocks and the last norm")
     first = plan.stages[0]
-    rule = "" if plan.batch_beyond is None else ", by the rule of arXiv 2401.02954"
-    rule += "" if plan.batch_beyond in (None, 1) else f", {plan.batch_beyond:,.3g} times beyond its range"
-    table.add_row("batch", f"{first.sequences_per_step * plan.context:>17,}", f"tokens a step{rule}")
+    rule = _by_rule(plan.batch_beyond)
+    table.add_row("batch", f"{first.sequences_per_step * plan.context:>17,}", f"tokens a step{rule and f', {rule}'}")
     sequences = f"{plan.micro_batch} x {plan.accumulation(first)} accumulated on {_ranks(plan, each=True)}"
     table.add_row("  sequences", f"{first.sequences_per_step:>17,}", sequences)
+    rate = _by_rule(plan.learning_rate_beyond) or "as optimizer.lr says"
+    table.add_row("peak learning rate", f"{plan.learning_rate:>17.3g}", rate)
     table.add_row("steps", f"{plan.steps:>17,}", "")
     multiple = f"{plan.tokens_per_param:,.1f} a parameter, {plan.chinchilla_multiple:,.2f} x Chinchilla"
     table.add_row("tokens", f"{plan.tokens:>17,}", multiple)
     return table
+
+
+def _by_rule(beyond: float | None) -> str:
+    """Where an automatic value comes from; empty for a set one."""
+    if beyond is None:
+        return ""
+    return "by the rule of arXiv 2401.02954" + (f", {beyond:,.3g} times beyond its range" if beyond > 1 else "")
 
 
 def _compute(plan: Plan) -> Table:

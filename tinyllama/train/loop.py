@@ -60,7 +60,7 @@ def train(
     step, saved = start, time.monotonic()
     while step < plan.steps:
         began = time.perf_counter()
-        lr = learning_rate(step, steps=plan.steps, peak=config.optimizer.lr, schedule=config.schedule)
+        lr = learning_rate(step, steps=plan.steps, peak=plan.learning_rate, schedule=config.schedule)
         samples = recovery.samples(step)
         before = recovery.samples(step - 1)[-1].stop if step else 0  # what was left out since then counts
         if plan.changes_mixture(before, samples[-1].stop):
