@@ -40,7 +40,7 @@ def fit_study(
 
 def predict(config: RunConfig, *, console: Console) -> None:
     """task=predict: the loss that a fitted study foretells of this run, and how far that reaches beyond its points."""
-    from tinyllama.scaling.fit import predict as foretell
+    from tinyllama.scaling.predict import predict as foretell
 
     path = Path(config.predict.fit or Path(config.runs_dir) / "fit")
     path = path / FIT if path.is_dir() else path

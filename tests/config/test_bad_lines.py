@@ -69,7 +69,8 @@ TYPES_AND_VALUES = [
     ("data.sources.code.held_out=1", "data.sources.code.held_out: 1 should be less than or equal to 0.5"),
     (
         "task=tran",
-        "task: 'tran' should be train, plan, prepare, inspect, download, generate, sync, fit or predict; did you mean train?",
+        "task: 'tran' should be train, plan, prepare, inspect, download, generate, sync, fit or predict; "
+        "did you mean train?",
     ),
     ("kernels.backend=tritn", "kernels.backend: 'tritn' should be auto, torch or triton; did you mean triton?"),
     ("parallelism.device=gpu", "parallelism.device: 'gpu' should be cpu or cuda"),

@@ -14,7 +14,7 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from tinyllama.config import data, resilience, schema, study
+from tinyllama.config import data, resilience, schema, study, tasks
 from tinyllama.config.kinds import parse_count, parse_duration
 from tinyllama.config.load import as_dict, digest, load, near_miss, nearest_key, run_folder, validate
 from tinyllama.config.schema import RunConfig
@@ -366,7 +366,7 @@ def test_what_hydra_refuses_names_the_nearest_key(composed: Callable[..., DictCo
 def test_every_field_says_what_it_is() -> None:
     sections = {
         node.name: node
-        for module in (schema, resilience, study, data)
+        for module in (schema, resilience, study, tasks, data)
         for node in ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body
         if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "Section" for base in node.bases)
     }

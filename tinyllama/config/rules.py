@@ -14,7 +14,6 @@ from tinyllama.config.data_rules import DATA_RULES, Broken
 from tinyllama.config.resilience import Checkpoint, Spikes
 from tinyllama.config.schema import (
     Budget,
-    Generate,
     Kernels,
     Model,
     Optimizer,
@@ -23,6 +22,7 @@ from tinyllama.config.schema import (
     Tracking,
     Train,
 )
+from tinyllama.config.tasks import Generate
 
 
 def broken_rules(sections: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -25,7 +25,8 @@ from tinyllama.config.kinds import (
     Share,
 )
 from tinyllama.config.resilience import Checkpoint, Spikes
-from tinyllama.config.study import Fitting, Predict, Study
+from tinyllama.config.study import Study
+from tinyllama.config.tasks import Fitting, Generate, Predict, Sync
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,30 +229,6 @@ class Planning(Section):
     inference_tokens: Count | None
     """Tokens that the model will be asked for after training: the plan says which size and length serve them with the
     least compute in all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sync(Section):
-    """What task=sync brings to MLflow."""
-
-    run: str | None
-    """Folder of the run; null takes every run in runs_dir."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generate(Section):
-    """How text is sampled, at the end of a run and by task=generate."""
-
-    run: str | None
-    """Folder of a run to continue text with; task=generate needs it."""
-    prompt: str
-    """The text to continue."""
-    max_tokens: PositiveInt
-    """Tokens to add at most."""
-    temperature: NonNegativeFloat
-    """Divides the logits; 0 takes the likeliest token."""
-    top_k: PositiveInt | None
-    """Sample among this many likeliest tokens; null takes all."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tinyllama import kernels
-from tinyllama.config.schema import Generate, Model
+from tinyllama.config.schema import Model
+from tinyllama.config.tasks import Generate
 from tinyllama.data.tokenizer import Tokenizer
 from tinyllama.engine import checkpoint
 from tinyllama.model.generate import generate
