@@ -1,1 +1,1 @@
-"""What many runs say together: laws fitted to their losses, with intervals, and what the laws foretell."""
+"""What many runs say together: laws fitted to their losses, with intervals, plots and a report."""
