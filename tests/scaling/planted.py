@@ -64,7 +64,8 @@ def law(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     parameters = PARAMETERS[name]
     spread = {key: 0.02 if key in ("E", "alpha", "beta", "eta") else 0.05 for key in parameters}
     samples = [
-        [value * float(np.exp(draw.normal(0, spread[key] / 4))) for key, value in parameters.items()] for _ in range(200)
+        [value * float(np.exp(draw.normal(0, spread[key] / 4))) for key, value in parameters.items()]
+        for _ in range(200)
     ]
     title, formula, source = TITLES[name]
     fitted = [row for row in rows if not row["held_out"]]
@@ -97,17 +98,21 @@ def isoflop() -> dict[str, Any]:
         usable = flops < 1e21
         budgets.append(
             {
-                "flops": flops, "params": params, "tokens": tokens, "losses": losses, "curve": [float(c) for c in curve],
+                "flops": flops, "params": params, "tokens": tokens, "losses": losses, "curve": curve.tolist(),
                 "tokens_best": float(10**middle), "params_best": float(flops / 6 / 10**middle),
                 "loss_best": float(curve[0] + curve[1] * middle + curve[2] * middle**2), "usable": usable,
                 "reason": None if usable else "its minimum lies outside its samples",
             }
         )  # fmt: skip
-    return {
-        "budgets": budgets,
-        "tokens_power": {"coefficient": interval(0.4977, 0.3), "exponent": interval(0.5435)},
-        "params_power": {"coefficient": interval(0.3349, 0.3), "exponent": interval(0.4565)},
-    }
+    powers = {}
+    for name in ("tokens", "params"):
+        at, best = (np.log([budget[key] for budget in budgets[:3]]) for key in ("flops", f"{name}_best"))
+        exponent, logarithm = np.polyfit(at, best, 1)
+        powers[f"{name}_power"] = {
+            "coefficient": interval(float(np.exp(logarithm)), 0.3),
+            "exponent": interval(exponent),
+        }
+    return {"budgets": budgets, **powers}
 
 
 def frontier() -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,17 +24,20 @@ def law_loss(
     """
     v = {key.rstrip("*"): np.asarray(value, float) for key, value in values.items()}
     n, d = np.asarray(params, float), np.asarray(tokens, float)
+    loss: Array
     if name == "hoffmann":
-        return v["E"] + v["A"] * n ** -v["alpha"] + v["B"] * d ** -v["beta"]
-    if name == "overtrained":
+        loss = v["E"] + v["A"] * n ** -v["alpha"] + v["B"] * d ** -v["beta"]
+    elif name == "overtrained":
         m, c = d / n, 6 * n * d
-        return v["E"] + (v["a"] * m ** v["eta"] + v["b"] * m ** -v["eta"]) * c ** -v["eta"]
-    if name == "repeated":
+        loss = v["E"] + (v["a"] * m ** v["eta"] + v["b"] * m ** -v["eta"]) * c ** -v["eta"]
+    elif name == "repeated":
         fresh = d if unique is None else np.fmin(d, np.asarray(unique, float))
         called_for = np.minimum(n, (v["A"] / v["B"]) ** (1 / v["alpha"]) * fresh)  # the size that is optimal for them
         size, worth = _worth(n, called_for, v["R_N"]), _worth(d, fresh, v["R_D"])
-        return v["E"] + v["A"] * size ** -v["alpha"] + v["B"] * worth ** -v["alpha"]
-    raise ValueError(f"{name!r} is not a law; choose hoffmann, repeated or overtrained")
+        loss = v["E"] + v["A"] * size ** -v["alpha"] + v["B"] * worth ** -v["alpha"]
+    else:
+        raise ValueError(f"{name!r} is not a law; choose hoffmann, repeated or overtrained")
+    return loss
 
 
 def _worth(taken: Array, base: Array, scale: Array) -> Array:
@@ -57,13 +60,28 @@ def foretold(
     name: str, law: Mapping[str, Any], params: ArrayLike, tokens: ArrayLike, unique: ArrayLike | None = None
 ) -> Band:
     """The loss at each place of one-dimensional arrays, with the 90% band of the law's bootstrap samples."""
-    best = {key: interval["value"] for key, interval in law["parameters"].items()}
-    value = law_loss(name, best, params, tokens, unique)
+    return _band(law, lambda values: law_loss(name, values, params, tokens, unique))
+
+
+def least_loss(law: Mapping[str, Any], flops: ArrayLike) -> Band:
+    """The loss of the best size for each training compute, by a law of hoffmann's form (its paper's equation 4)."""
+    sixth = np.asarray(flops, float) / 6
+
+    def best(values: Mapping[str, Any]) -> Array:
+        a, b, alpha, beta = (values[name] for name in ("A", "B", "alpha", "beta"))
+        params = (alpha * a / (beta * b)) ** (1 / (alpha + beta)) * sixth ** (beta / (alpha + beta))
+        return law_loss("hoffmann", values, params, sixth / params)
+
+    return _band(law, best)
+
+
+def _band(law: Mapping[str, Any], evaluate: Callable[[Mapping[str, Any]], Array]) -> Band:
+    value = evaluate({key: interval["value"] for key, interval in law["parameters"].items()})
     samples = np.array([row for row in law["samples"] if all(one is not None for one in row)], float)
     if not samples.size:
         return Band(value, None, None)
     columns = dict(zip(law["parameters"], samples.T[:, :, None], strict=True))
-    low, high = np.percentile(law_loss(name, columns, params, tokens, unique), [5, 95], axis=0)
+    low, high = np.percentile(evaluate(columns), [5, 95], axis=0)
     return Band(value, low, high)
 
 
@@ -86,7 +104,7 @@ def series(points: Sequence[Mapping[str, Any]], *, by_unique: bool = False) -> l
         unique = float(f"{point['unique_tokens']:.2g}") if by_unique and is_repeated(point) else math.inf
         grouped.setdefault((float(f"{point['params']:.3g}"), unique), []).append(point)
     found = []
-    for (_, unique), members in sorted(grouped.items()):
+    for (_, unique), members in sorted(grouped.items(), key=lambda item: (item[0][0], -item[0][1])):
         told = "" if math.isinf(unique) else f", {counted(unique)} unique"
         drawn_on = math.nan if math.isinf(unique) else float(members[0]["unique_tokens"])
         params = float(np.mean([point["params"] for point in members]))

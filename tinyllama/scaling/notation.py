@@ -86,7 +86,7 @@ _PART = re.compile(
 
 
 def formula(text: str) -> str:
-    """A formula of plain text, as in E + A/N^alpha, in HTML with Greek letters, raised exponents and lowered indices."""
+    """A formula of plain text, as in E + A/N^alpha, in HTML: Greek letters, raised exponents, lowered indices."""
     out, index = [], 0
     while index < len(text):
         found = _PART.match(text, index)

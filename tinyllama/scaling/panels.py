@@ -14,7 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
-from tinyllama.scaling.curves import Array, Series, foretold, series
+from tinyllama.scaling.curves import Array, Series, foretold, is_repeated, series
 from tinyllama.tracking.curve import COLOURS
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
@@ -72,9 +72,15 @@ def draw_sizes(
     against: Callable[[Any, Any], Any],
     has_band: bool = True,
 ) -> None:
-    """The points of each size and the law through them; `against` makes a place of sizes and tokens."""
+    """The points of each size and the law through them; `against` makes a place of sizes and tokens.
+
+    Where the law does not know of repeats and only some points have them, those are crossed.
+    """
     found = series(points, by_unique=name == "repeated")
     tokens = [point["tokens"] for point in points]
+    if name != "repeated":
+        where = [against(point["params"], point["tokens"]) for point in points]
+        cross_repeats(axes, points, where, [point["loss"] for point in points])
     for line, style in styled(found):
         own = [point["tokens"] for point in line.points]
         draw_points(axes, line, [against(p["params"], p["tokens"]) for p in line.points], _losses(line), style)
@@ -101,13 +107,23 @@ def draw_points(axes: Axes, line: Series, x: Sequence[float] | Array, y: Sequenc
         )  # fmt: skip
 
 
+def cross_repeats(axes: Axes, points: Sequence[Mapping[str, Any]], x: Any, y: Any) -> None:
+    """Crosses the points that saw tokens more than once, where only some did."""
+    repeated = np.array([is_repeated(point) for point in points])
+    if repeated.any() and not repeated.all():
+        axes.plot(
+            np.asarray(x)[repeated], np.asarray(y)[repeated], "x", color="black", markersize=9, markeredgewidth=1,
+            zorder=4, label="tokens seen again",
+        )  # fmt: skip
+
+
 def legend(figure: Figure, axes: Axes, found: Sequence[Series] = (), *, lines: bool = True, title: str = "") -> None:
     """On the right of the axes: sizes, smallest first, what hollow and grey points are, and all that has a label."""
     entries: list[tuple[Any, str]] = []
     looks = list(styled(found))
     for line, style in looks:
         if style.has_line:
-            dashes = style.dashes if lines else "none"
+            dashes: Any = style.dashes if lines else "none"
             look = Line2D(
                 [], [], color=style.colour, marker=style.marker, markersize=5, linestyle=dashes, linewidth=1.5
             )
@@ -126,17 +142,14 @@ def legend(figure: Figure, axes: Axes, found: Sequence[Series] = (), *, lines: b
 
 def loss_axis(axis: Axis, label: str = "held-out loss (nats per token)") -> None:
     """Losses on an even scale."""
-    axis.set_major_locator(MaxNLocator(6))
+    axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axis.set_label_text(label, color=INK)
 
 
 def log_axis(axis: Axis, label: str, form: Callable[[float], str], *, most: int = 8) -> None:
     """A logarithmic scale over all that has been drawn, with at most so many plain labels."""
-    set_scale, limits = {
-        "x": (axis.axes.set_xscale, axis.axes.get_xlim), "y": (axis.axes.set_yscale, axis.axes.get_ylim),
-    }[axis.axis_name]  # fmt: skip
-    set_scale("log")
-    ticks = places(*limits(), most=most)
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})  # type: ignore[attr-defined]
+    ticks = places(*axis.get_view_interval(), most=most)
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FixedFormatter([form(tick) for tick in ticks]))
     axis.set_minor_locator(NullLocator())
@@ -144,7 +157,7 @@ def log_axis(axis: Axis, label: str, form: Callable[[float], str], *, most: int 
 
 
 def places(low: float, high: float, *, most: int) -> list[float]:
-    """Round numbers to label on a logarithmic scale: decades, 1, 2 and 5 of each where those are few, else even steps."""
+    """Round numbers to label on a logarithmic scale: decades; 1, 2 and 5 of each if those are few; else even steps."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     whole = [10.0**decade for decade in decades if low <= 10.0**decade <= high]
     if len(whole) > most:

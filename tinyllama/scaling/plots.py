@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from tinyllama.scaling import notation, panels
-from tinyllama.scaling.curves import flops, foretold, series
+from tinyllama.scaling.curves import flops, foretold, least_loss, series
 from tinyllama.scaling.panels import DASHES, FAINT, INK, MARKERS
 from tinyllama.tracking.curve import COLOURS, short_count
 
@@ -77,7 +77,7 @@ def plots(fit: Mapping[str, Any]) -> Iterator[Plot]:
 def _against_tokens(fit: Mapping[str, Any], points: Sequence[Mapping[str, Any]], key: str | None) -> Plot:
     figure, axes = panels.panel()
     law = fit["laws"].get(key)
-    panels.draw_sizes(axes, points, key, law, against=lambda params, tokens: tokens)
+    panels.draw_sizes(axes, points, key, law, against=lambda _, tokens: tokens)
     panels.log_axis(axes.xaxis, "training tokens", short_count)
     panels.loss_axis(axes.yaxis)
     panels.legend(figure, axes, series(points, by_unique=key == "repeated"))
@@ -89,8 +89,8 @@ def _against_tokens(fit: Mapping[str, Any], points: Sequence[Mapping[str, Any]],
         panels.edge(axes, last, "fitted up to here")
     caption = (
         f"{caption} Points are measured, lines are the law “{law['title']}”, shades its 90% band. Look for points "
-        "outside the band of their size, and for a line that bends where its points do not. Hollow points were held out "
-        "of the fit."
+        "outside the band of their size, and for a line that bends where its points do not. Hollow points were held "
+        "out of the fit."
     )
     return Plot(f"loss-tokens-{key}", figure, caption)
 
@@ -100,16 +100,16 @@ def _against_flops(fit: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) 
     key = next((key for key in ("hoffmann", "repeated", "overtrained") if key in fit["laws"]), None)
     law = fit["laws"].get(key)
     panels.draw_sizes(axes, points, key, law, against=lambda params, tokens: 6 * params * tokens, has_band=False)
-    smallest, largest = min(map(flops, points)), max(map(flops, points))
-    rows = [row for row in fit["frontier"] if smallest / 10 <= row["flops"] <= largest * 100]
     caption = "Held-out loss against training compute, a line for each size."
-    if len(rows) > 1:
-        compute, losses = [row["flops"] for row in rows], [row["loss"] for row in rows]
-        axes.fill_between(compute, *_ends(losses), color="black", alpha=0.13, linewidth=0)
-        axes.plot(compute, [one["value"] for one in losses], color="black", linewidth=2.4, label="compute-optimal")
+    if key == "hoffmann" and law:
+        compute = np.geomspace(min(map(flops, points)) / 2, max(map(flops, points)) * 5, 100)
+        best = least_loss(law, compute)
+        if best.low is not None and best.high is not None:
+            axes.fill_between(compute, best.low, best.high, color="black", alpha=0.13, linewidth=0)
+        axes.plot(compute, best.value, color="black", linewidth=2.2, label="compute-optimal", zorder=2.5)
         caption += (
-            " The thick black line is the compute-optimal frontier, the least loss of any size, with its 90% band. Look "
-            "for how far above it a small model stays when it is trained for long, and whether any point lies below it."
+            " The thick black line is the compute-optimal frontier, the least loss of any size, with its 90% band. "
+            "Look for how far above it a small model stays when trained for long, and whether points lie below it."
         )
     panels.log_axis(axes.xaxis, "training compute C = 6ND (FLOPs)", notation.scientific)
     panels.loss_axis(axes.yaxis)
@@ -122,11 +122,16 @@ def _residuals(points: Sequence[Mapping[str, Any]], key: str, law: Mapping[str, 
     axes.axhspan(-100 * law["rmse"], 100 * law["rmse"], color=FAINT, linewidth=0, label="± RMSE of the fit")
     axes.axhline(0, color=INK, linewidth=0.9)
     found = series(points, by_unique=key == "repeated")
+    crossed: list[tuple[Any, float, float]] = []
     for line, style in panels.styled(found):
         names = ("params", "tokens", "unique_tokens", "loss")
         params, tokens, unique, losses = (np.array([p[name] for p in line.points], dtype=float) for name in names)
         value = foretold(key, {**law, "samples": []}, params, tokens, unique).value
-        panels.draw_points(axes, line, tokens, 100 * np.log(losses / value), style)
+        off = 100 * np.log(losses / value)
+        panels.draw_points(axes, line, tokens, off, style)
+        crossed += zip(line.points, tokens, off, strict=True)
+    if key != "repeated":
+        panels.cross_repeats(axes, *zip(*crossed, strict=True))
     panels.log_axis(axes.xaxis, "training tokens", short_count)
     axes.set_ylabel("ln(measured / law), in %", color=INK)
     panels.legend(figure, axes, found, lines=False)
@@ -138,7 +143,7 @@ def _residuals(points: Sequence[Mapping[str, Any]], key: str, law: Mapping[str, 
 
 
 def _held_out(laws: Sequence[Mapping[str, Any]]) -> Plot:
-    figure, axes = panels.panel(width=6.2)
+    figure, axes = panels.panel(width=5.4, height=5.2)
     seen: list[float] = []
     for index, law in enumerate(laws):
         measured = np.array([row["loss"] for row in law["held_out"]])
@@ -155,10 +160,11 @@ def _held_out(laws: Sequence[Mapping[str, Any]]) -> Plot:
     axes.plot(ends, ends, color=INK, linewidth=0.9, linestyle=DASHES[1], label="equal", zorder=1)
     panels.loss_axis(axes.xaxis, "predicted loss (nats per token)")
     panels.loss_axis(axes.yaxis, "measured loss (nats per token)")
-    panels.legend(figure, axes)
+    axes.set_aspect("equal", adjustable="datalim")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     caption = (
         "Held-out points: the loss measured against the loss predicted from the other points, with its 90% interval. "
-        "Points above the dashed line turned out worse than predicted. An interval that does not reach the line is a miss."
+        "Points above the dashed line turned out worse than predicted; an interval that does not reach it is a miss."
     )
     return Plot("held-out", figure, caption)
 
@@ -172,7 +178,7 @@ def _isoflop(budgets: Sequence[Mapping[str, Any]]) -> Plot:
             markerfacecolor=colour if usable else "white",
             label=notation.flops(budget["flops"]) + ("" if usable else ", not used"),
         )  # fmt: skip
-        x = np.linspace(*np.log10([min(budget["tokens"]), max(budget["tokens"])]), 80)
+        x = np.linspace(math.log10(min(budget["tokens"])), math.log10(max(budget["tokens"])), 80)
         y = np.polynomial.Polynomial(budget["curve"])(x)
         axes.plot(10**x, y, color=colour, linewidth=1.5, linestyle=DASHES[0 if usable else 2])
         if usable:
@@ -182,9 +188,9 @@ def _isoflop(budgets: Sequence[Mapping[str, Any]]) -> Plot:
     panels.loss_axis(axes.yaxis)
     panels.legend(figure, axes, title="FLOPs")
     caption = (
-        "IsoFLOP valleys: for each compute budget the loss of models of different size against the tokens that the budget "
-        "then pays for, with a parabola in log tokens and its minimum (star). Look for points on both sides of each star, "
-        "and for stars that move evenly. Dotted parabolas with hollow points were not used."
+        "IsoFLOP valleys: for each compute budget, the loss of models of different size against the tokens that the "
+        "budget then pays for, with a parabola in log tokens and its minimum (star). Look for points on both sides of "
+        "each star, and for stars that move evenly. Dotted parabolas with hollow points were not used."
     )
     return Plot("isoflop", figure, caption)
 
@@ -220,8 +226,8 @@ def _frontier(fit: Mapping[str, Any], minima: Sequence[Mapping[str, Any]], large
     handles = pair[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     caption = (
-        "The compute-optimal size N* and length D* for each training compute. Look at the slopes (equal slopes mean that "
-        "size and length grow together), at whether the methods agree, and at how bands widen beyond the runs."
+        "The compute-optimal size N* and length D* for each training compute. Look at the slopes (equal slopes mean "
+        "that size and length grow together), at whether the methods agree, and at how bands widen beyond the runs."
     )
     return Plot("frontier", figure, caption)
 
