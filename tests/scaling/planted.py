@@ -11,8 +11,8 @@ from tinyllama.plan.laws import HOFFMANN, MUENNIGHOFF, Allocation, least_lifetim
 SIZES = (44e6, 111e6, 271e6, 550e6, 1.1e9)
 PARAMETERS: dict[str, dict[str, float]] = {
     "hoffmann": {"E": 1.6934, "A": 406.4, "B": 410.7, "alpha": 0.3392, "beta": 0.2849},
-    "overtrained": {"E": 1.85, "a": 210.0, "b": 480.0, "eta": 0.14},
-    "repeated": {"E": 1.869, "A": 521.0, "B": 1488.0, "alpha": 0.35266, "R_D*": 15.39, "R_N*": 5.31},
+    "overtrained": {"E": 1.6481, "a": 302.2, "b": 791.1, "eta": 0.15181},
+    "repeated": {"E": 1.6515, "A": 239.13, "B": 631.33, "alpha": 0.30571, "R_D*": 9.007, "R_N*": 4000.0},
 }
 TITLES = {
     "hoffmann": ("Size and length", "L = E + A/N^alpha + B/D^beta", "Hoffmann et al. 2022, arXiv 2203.15556"),

@@ -20,14 +20,13 @@ def shows(fit: Mapping[str, Any]) -> list[str]:
     points: Sequence[Mapping[str, Any]] = fit["points"]
     if not points:
         return []
-    used = [point for point in points if not point["held_out"]]
-    said = [_span(used or points)]
+    said = [_span(points)]
     for law in fit["laws"].values():
-        spread = f"“{law['title']}” is within {percent(law['rmse'])} of the points it was fitted to (RMSE of ln L)"
+        spread = f"“{law['title']}” misses the points it was fitted to by {percent(law['rmse'])} (RMSE of ln L)"
         if law["held_out"]:
             spread += (
-                f", and {_counted(len(law['held_out']), 'held-out point')} within {percent(law['held_out_error'])} "
-                f"on average; the predicted 90% intervals hold {_covered(law)} of them"
+                f", and {_counted(len(law['held_out']), 'held-out point')} by {percent(law['held_out_error'])} "
+                f"on average; {_covered(law)} in the 90% intervals predicted"
             )
         said.append(spread + ".")
     return said
@@ -59,10 +58,10 @@ def _gaps(fit: Mapping[str, Any]) -> Iterator[str]:
     elif held_out:
         reach = max(map(flops, held_out)) / max(map(flops, used))
         yield (
-            f"The largest held-out point takes {ratio(reach)} times the compute of the largest one fitted to: "
-            "predictions further out than that are untested."
+            f"The largest held-out point takes {ratio(reach)} times the compute of the largest of those that it was "
+            "predicted from: predictions further out than that are untested."
             if reach > 1
-            else "No held-out point takes more compute than those fitted to: interpolation was tested, not reach."
+            else "No held-out point takes more compute than the others: interpolation was tested, not reach."
         )
     yield from _reach(fit, max(map(flops, points)))
     repeated = sum(map(is_repeated, points))
@@ -85,8 +84,8 @@ def _gaps(fit: Mapping[str, Any]) -> Iterator[str]:
             )
     if laws:
         yield (
-            "The intervals come from fitting resampled points. They hold what that varies, not what all runs share: the "
-            "corpus and tokenizer, the recipe of learning rates and batches, and the seed where only one was run."
+            "The intervals come from fitting resampled points. They hold what that varies, not what all runs share: "
+            "the corpus and tokenizer, the recipe of learning rates and batches, and the seed where only one was run."
         )
 
 
@@ -119,7 +118,7 @@ def _span(points: Sequence[Mapping[str, Any]]) -> str:
     orders = math.log10(_times(used))
     groups = len({f"{size:.3g}" for size in sizes})
     return (
-        f"{_counted(len(points), 'point')} of {_counted(groups, 'size')} were there to fit to: "
+        f"{_counted(len(points), 'point')} of {_counted(groups, 'size')} were measured: "
         f"{count(min(sizes))} to {count(max(sizes))} parameters, {count(min(tokens))} to {count(max(tokens))} tokens, "
         f"{ratio(min(per_param))} to {ratio(max(per_param))} tokens a parameter, "
         f"{compute(min(used))} to {compute(max(used))} FLOPs ({orders:.1f} orders of magnitude)."
@@ -128,7 +127,7 @@ def _span(points: Sequence[Mapping[str, Any]]) -> str:
 
 def _covered(law: Mapping[str, Any]) -> str:
     within = sum(row["predicted"]["low"] <= row["loss"] <= row["predicted"]["high"] for row in law["held_out"])
-    return f"{within} of {len(law['held_out'])}" if within else "none"
+    return f"{within} of {len(law['held_out'])} lie"
 
 
 def _times(values: Iterable[float]) -> float:

@@ -59,9 +59,9 @@ def ratio(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def percent(value: float) -> str:
-    """A fraction as a percentage in two digits or more."""
-    shown = f"{100 * value:.1f}" if abs(value) >= 0.00995 else f"{100 * value:.2g}"
+def percent(value: float, *, sign: str = "") -> str:
+    """A fraction as a percentage in two digits or more; sign "+" shows that of a gain, too."""
+    shown = f"{100 * value:{sign}.1f}" if abs(value) >= 0.00995 else f"{100 * value:{sign}.2g}"
     return shown.replace("-", _MINUS) + "%"
 
 
@@ -103,7 +103,9 @@ def formula(text: str) -> str:
             known = GREEK.get(part, part)
             out.append(f"<i>{known}</i>" if len(known) == 1 else known)
         else:
-            out.append({"*": "<sup>*</sup>", " * ": " · ", " - ": f" {_MINUS} ", "-": _MINUS}.get(part, escape(part)))
+            out.append(
+                {"*": "<sup>*</sup>", " * ": " · ", " - ": f" {_MINUS} ", "-": _MINUS, "'": "′"}.get(part, escape(part))
+            )
     return "".join(out)
 
 

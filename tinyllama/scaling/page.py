@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from tinyllama.scaling.notation import symbol
 from tinyllama.scaling.plots import Plot, svg
 
 _STYLE = """
@@ -27,22 +28,23 @@ a { color: var(--link); }
 .soft, figcaption, caption { color: var(--soft); }
 .formula { font-size: 1.15rem; margin: .9rem 0 .9rem 1.5rem; }
 sup, sub { font-size: .72em; line-height: 0; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; }
 dt { font-weight: 600; }
-dd { margin: 0 0 .5rem 1.5rem; }
+dd { margin: 0; }
 .scroll { overflow-x: auto; margin: 1.1rem 0; }
 table { border-collapse: collapse; font-size: .9rem; line-height: 1.35; font-variant-numeric: tabular-nums lining-nums;
-  border-bottom: 1.5px solid var(--ink); min-width: 60%; }
+  border-bottom: 1.5px solid var(--ink); }
 caption { caption-side: top; text-align: left; padding: 0 0 .4rem; font-size: .9rem; }
 caption::before { counter-increment: table; content: "Table " counter(table) ". ";
   font-weight: 600; color: var(--ink); }
 thead { border-top: 1.5px solid var(--ink); border-bottom: 1px solid var(--ink); }
-th, td { padding: .22rem .7rem .22rem 0; text-align: right; vertical-align: top; }
+th, td { padding: .22rem 1.1rem .22rem 0; text-align: right; vertical-align: top; }
 th { font-weight: 600; vertical-align: bottom; }
 th:last-child, td:last-child { padding-right: 0; }
 .left { text-align: left; }
-td.left { overflow-wrap: anywhere; min-width: 6rem; }
+td.left { overflow-wrap: break-word; }
+td.left:last-child { min-width: 9rem; }
 td.number { white-space: nowrap; }
-tr.marked td { background: var(--tint); }
 figure { margin: 1.5rem 0; }
 figure svg { display: block; width: 100%; height: auto; background: #fff; border-radius: 3px; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
@@ -53,8 +55,14 @@ figcaption::before { counter-increment: figure; content: "Figure " counter(figur
 .note b { color: var(--warn); }
 .bad { color: var(--warn); font-weight: 600; }
 @media print { @page { margin: 2cm; } body { max-width: none; padding: 0; font-size: 10.5pt; }
-  .scroll { overflow: visible; } h2, h3 { break-after: avoid; } tr, figure, .note { break-inside: avoid; } thead { display: table-header-group; } }
+  .scroll { overflow: visible; }
+  h2, h3 { break-after: avoid; } tr, figure, .note { break-inside: avoid; }
+  thead { display: table-header-group; } }
 """
+
+
+_POWER = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
+_LEVEL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789−")
 
 
 def document(title: str, body: Iterable[str]) -> str:
@@ -83,7 +91,7 @@ def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *
     """Cells are HTML already; the columns of these indices are text, on the left, and the others numbers."""
 
     def cell(tag: str, index: int, text: str) -> str:
-        return f'<{tag} class="{"left" if index in left else "number"}">{text}</{tag}>'
+        return f'<{tag} class="{"left" if index in left else "number"}">{raised(text)}</{tag}>'
 
     head = "".join(cell("th", index, column) for index, column in enumerate(columns))
     body = "\n".join(f"<tr>{''.join(cell('td', index, text) for index, text in enumerate(row))}</tr>" for row in rows)
@@ -104,19 +112,38 @@ def figure(plot: Plot) -> str:
     return f"<figure>\n{drawn}\n<figcaption>{escape(plot.caption)}</figcaption>\n</figure>"
 
 
-def paragraph(text: str, *, kind: str = "") -> str:
-    """Plain text."""
-    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+def paragraph(text: str) -> str:
+    """Of plain text."""
+    return f"<p>{plain(text)}</p>"
 
 
 def note(kind: str, text: str) -> str:
-    """What must not be overlooked."""
-    return f'<p class="note"><b>{escape(kind)}:</b> {escape(text)}</p>'
+    """What must not be overlooked; the text is HTML."""
+    return f'<p class="note"><b>{escape(kind)}:</b> {text}</p>'
 
 
 def bullets(items: Iterable[str]) -> str:
-    """A list of plain sentences."""
-    return "\n".join(["<ul>", *(f"<li>{escape(item)}</li>" for item in items), "</ul>"])
+    """A list of sentences in HTML."""
+    return "\n".join(["<ul>", *(f"<li>{item}</li>" for item in items), "</ul>"])
+
+
+def plain(text: str, names: Iterable[str] = ()) -> str:
+    """Plain text as HTML, with powers of ten raised, and the names of parameters (those of one letter aside) in
+    their symbols."""
+    found = escape(text)
+    for name in sorted({name for name in names if len(name) > 1}, key=len, reverse=True):
+        found = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", symbol(name), found)
+    return raised(found)
+
+
+def raised(text: str) -> str:
+    """HTML with small figures that stand above the line, as in 10²³, as proper exponents: fonts draw those unevenly."""
+    return _POWER.sub(lambda power: f"<sup>{power.group().translate(_LEVEL)}</sup>", text)
+
+
+def name(text: str) -> str:
+    """A run's name in HTML, which may be broken after a comma or a slash."""
+    return re.sub(r"([,/])", r"\1<wbr>", plain(text))
 
 
 def source(text: str) -> str:

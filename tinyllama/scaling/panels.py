@@ -172,14 +172,5 @@ def places(low: float, high: float, *, most: int) -> list[float]:
     return [float(tick) for tick in MaxNLocator(min(most, 4)).tick_values(low, high) if low <= tick <= high]
 
 
-def edge(axes: Axes, at: float, text: str) -> None:
-    """An upright line and, above it, what it is."""
-    axes.axvline(at, color=GREY, linewidth=1, linestyle=DASHES[2], zorder=1)
-    axes.annotate(
-        text, (at, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
-        ha="right", va="bottom", fontsize=8.5, color=GREY, annotation_clip=False,
-    )  # fmt: skip
-
-
 def _losses(line: Series) -> list[float]:
     return [point["loss"] for point in line.points]

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from tinyllama.scaling import notation, panels
-from tinyllama.scaling.curves import flops, foretold, least_loss, series
+from tinyllama.scaling.curves import flops, foretold, is_repeated, least_loss, series
 from tinyllama.scaling.panels import DASHES, FAINT, INK, MARKERS
 from tinyllama.tracking.curve import COLOURS, short_count
 
@@ -84,13 +84,9 @@ def _against_tokens(fit: Mapping[str, Any], points: Sequence[Mapping[str, Any]],
     caption = "Held-out loss against training tokens, a line for each size."
     if law is None:
         return Plot("loss-tokens", figure, f"{caption} No law could be fitted: the lines only join the points.")
-    last = law["range"]["tokens"][1]
-    if max(point["tokens"] for point in points) > 1.02 * last:
-        panels.edge(axes, last, "fitted up to here")
     caption = (
         f"{caption} Points are measured, lines are the law “{law['title']}”, shades its 90% band. Look for points "
-        "outside the band of their size, and for a line that bends where its points do not. Hollow points were held "
-        "out of the fit."
+        f"outside the band of their size, and for a line that bends where its points do not.{_marks(points, key)}"
     )
     return Plot(f"loss-tokens-{key}", figure, caption)
 
@@ -114,7 +110,7 @@ def _against_flops(fit: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) 
     panels.log_axis(axes.xaxis, "training compute C = 6ND (FLOPs)", notation.scientific)
     panels.loss_axis(axes.yaxis)
     panels.legend(figure, axes, series(points, by_unique=key == "repeated"))
-    return Plot("loss-flops", figure, caption)
+    return Plot("loss-flops", figure, caption + _marks(points, key))
 
 
 def _residuals(points: Sequence[Mapping[str, Any]], key: str, law: Mapping[str, Any]) -> Plot:
@@ -137,7 +133,7 @@ def _residuals(points: Sequence[Mapping[str, Any]], key: str, law: Mapping[str, 
     panels.legend(figure, axes, found, lines=False)
     caption = (
         f"Residuals of the law “{law['title']}”. Look for structure: a slope or a curve in tokens, or one size on one "
-        "side of zero, says that the form is wrong there; noise alone scatters evenly. Hollow points were held out."
+        f"side of zero, says that the form is wrong there; noise alone scatters evenly.{_marks(points, key)}"
     )
     return Plot(f"residuals-{key}", figure, caption)
 
@@ -230,6 +226,17 @@ def _frontier(fit: Mapping[str, Any], minima: Sequence[Mapping[str, Any]], large
         "that size and length grow together), at whether the methods agree, and at how bands widen beyond the runs."
     )
     return Plot("frontier", figure, caption)
+
+
+def _marks(points: Sequence[Mapping[str, Any]], key: str | None) -> str:
+    """What hollow and crossed points are, where there are any."""
+    said = ""
+    if any(point["held_out"] for point in points):
+        said += " Hollow points were held out to test the law, and fitted to afterwards like all others."
+    repeated = sum(map(is_repeated, points))
+    if key != "repeated" and 0 < repeated < len(points):
+        said += " Crossed points saw tokens more than once, which this law takes for new ones."
+    return said
 
 
 def _ends(intervals: Sequence[Mapping[str, float]]) -> tuple[list[float], list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -12,6 +13,8 @@ from tinyllama.scaling import limits, notation, page, plots
 from tinyllama.scaling.curves import flops
 from tinyllama.scaling.notation import count, interval, loss, percent, quantity, ratio, symbol
 
+_FRONTIER_ROWS = 12
+"""At most so many of the frontier's are in its table, the largest budget among them."""
 _DONE = ("done", "finished", "complete", "completed")
 
 
@@ -42,7 +45,7 @@ def _body(fit: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], summary: Se
         yield from _take(drawn, f"loss-tokens-{key}", f"residuals-{key}")
     yield from _take(drawn, "loss-tokens")
     for key, reason in fit["not_fitted"].items():
-        yield page.note(f"Law “{key}” not fitted", reason)
+        yield page.note(f"Law “{key}” not fitted", page.plain(reason))
     if "held-out" in drawn:
         yield "<h2>Predictions of held-out points</h2>"
         yield from _take(drawn, "held-out")
@@ -56,10 +59,11 @@ def _body(fit: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], summary: Se
     if fit["lifetime"]:
         yield from _lifetime(fit["lifetime"])
     yield "<h2>What this shows and what it does not</h2>"
+    names = {name for law in fit["laws"].values() for name in law["parameters"]}
     for heading, sentences in (("It shows", limits.shows(fit)), ("It does not show", limits.does_not_show(fit))):
         if sentences:
             yield f"<h3>{heading}</h3>"
-            yield page.bullets(sentences)
+            yield page.bullets(page.plain(sentence, names) for sentence in sentences)
     yield from _data(fit)
 
 
@@ -80,14 +84,14 @@ def _runs(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         seconds = run.get("seconds")
         rows.append(
             [
-                escape(str(run["name"])),
+                page.name(str(run["name"])),
                 f'<span class="bad">{status}</span>' if run in failed else status,
                 count(run.get("params")),
                 count(run.get("tokens")),
                 count(run.get("trained_tokens")),
                 loss(run.get("loss")),
                 notation.NOTHING if seconds is None else hours(seconds / 3600),
-                escape(str(run.get("note") or "")),
+                page.plain(str(run.get("note") or "")),
             ]
         )
     columns = ["run", "status", "params", "tokens<br>planned", "tokens<br>trained", "loss", "time", "note"]
@@ -96,9 +100,10 @@ def _runs(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _overview(fit: Mapping[str, Any]) -> Iterator[str]:
     yield "<h2>Overview</h2>"
-    points, held_out = fit["points"], sum(point["held_out"] for point in fit["points"])
-    told = f"{len(points)} measured points, {held_out} of them held out of the fits"
-    told += f"; {len(fit['excluded'])} runs were left out, with reasons at the end." if fit["excluded"] else "."
+    held_out = sum(point["held_out"] for point in fit["points"])
+    told = f"{len(fit['points'])} measured points, {held_out} of them held out first to test each law on"
+    left_out = len(fit["excluded"])
+    told += f"; {left_out} {'run' if left_out == 1 else 'runs'} left out, for reasons at the end." if left_out else "."
     yield page.paragraph(told + " Intervals in brackets are 90%, from the 5th to the 95th percentile of the bootstrap.")
     if fit["laws"]:
         rows = []
@@ -130,13 +135,16 @@ def _error(found: float | None) -> str:
 
 def _law(law: Mapping[str, Any]) -> Iterator[str]:
     yield f"<h2>{escape(law['title'])}</h2>"
-    yield f'<p class="formula">{notation.formula(law["formula"])}</p>'
+    first, _, rest = law["formula"].partition(", ")
+    yield f'<p class="formula">{notation.formula(first)}</p>'
+    if rest:
+        yield f"<p>where {notation.formula(rest)}.</p>"
     yield f'<p class="soft">{page.source(law["source"])}</p>'
     for sentence in law["identified"].values():
         if sentence:
-            yield page.note("Not identified", sentence)
+            yield page.note("Not identified", page.plain(sentence, law["parameters"]))
     for warning in law["warnings"]:
-        yield page.note("Warning", warning)
+        yield page.note("Warning", page.plain(warning, law["parameters"]))
     rows = [
         [symbol(name), quantity(found["value"]), interval(found), "no" if law["identified"].get(name) else "yes"]
         for name, found in law["parameters"].items()
@@ -146,25 +154,25 @@ def _law(law: Mapping[str, Any]) -> Iterator[str]:
     span = law["range"]
     yield page.paragraph(
         f"Objective (summed Huber loss of ln L) {quantity(law['objective'])}; RMSE of ln L {percent(law['rmse'])}; "
-        f"fitted to {count(span['params'][0])} to {count(span['params'][1])} parameters and {count(span['tokens'][0])} to "
-        f"{count(span['tokens'][1])} tokens."
+        f"fitted to {count(span['params'][0])} to {count(span['params'][1])} parameters and "
+        f"{count(span['tokens'][0])} to {count(span['tokens'][1])} tokens."
     )
     if law["held_out"]:
         rows = [
             [
-                escape(row["name"]),
+                page.name(row["name"]),
                 loss(row["loss"]),
                 loss(row["predicted"]["value"]),
                 interval(row["predicted"], loss),
-                percent(row["predicted"]["value"] / row["loss"] - 1),
+                percent(row["predicted"]["value"] / row["loss"] - 1, sign="+"),
                 "yes" if row["predicted"]["low"] <= row["loss"] <= row["predicted"]["high"] else "no",
             ]
             for row in law["held_out"]
         ]
         columns = ["held-out point", "measured", "predicted", "90% interval", "error", "in interval"]
-        yield page.table(
-            f"Held-out points: mean |ln predicted − ln measured| is {_error(law['held_out_error'])}.", columns, rows
-        )
+        error = _error(law["held_out_error"])
+        caption = f"Held-out points, predicted from the others; mean |ln predicted − ln measured| {error}."
+        yield page.table(caption, columns, rows, left=(0, 5))
 
 
 def _isoflop(isoflop: Mapping[str, Any]) -> Iterator[str]:
@@ -196,14 +204,16 @@ def _isoflop(isoflop: Mapping[str, Any]) -> Iterator[str]:
         if power:
             exponent, coefficient = power["exponent"], power["coefficient"]
             yield (
-                f'<p class="formula"><i>{letter}</i>* = {quantity(coefficient["value"])} '
+                f'<p class="formula"><i>{letter}</i>* = {page.raised(quantity(coefficient["value"]))} '
                 f"<i>C</i><sup>&#8201;{quantity(exponent['value'])}</sup></p>"
-                f'<p class="soft">coefficient {interval(coefficient)}, exponent {interval(exponent)}</p>'
+                f'<p class="soft">coefficient {page.raised(interval(coefficient))}, exponent {interval(exponent)}</p>'
             )
 
 
 def _frontier(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if rows:
+        thinned = f"; {len(rows)} budgets were worked out, some are shown" if len(rows) > _FRONTIER_ROWS else ""
+        step = math.ceil(len(rows) / _FRONTIER_ROWS)
         cells = [
             [
                 notation.flops(row["flops"]),
@@ -216,10 +226,12 @@ def _frontier(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 loss(row["loss"]["value"]),
                 interval(row["loss"], loss),
             ]
-            for row in rows
+            for row in rows[::-step][::-1]
         ]
         columns = ["FLOPs", "<i>N</i>*", "90%", "<i>D</i>*", "90%", "<i>D</i>*/<i>N</i>*", "loss", "90%"]
-        yield page.table("The compute-optimal size and length, and the loss they reach.", columns, cells, left=())
+        yield page.table(
+            f"The compute-optimal size and length, and the loss they reach{thinned}.", columns, cells, left=()
+        )
 
 
 def _lifetime(life: Mapping[str, Any]) -> Iterator[str]:
@@ -244,7 +256,7 @@ def _data(fit: Mapping[str, Any]) -> Iterator[str]:
     yield "<h2>Data</h2>"
     rows = [
         [
-            escape(point["name"]),
+            page.name(point["name"]),
             *(count(point[name]) for name in ("params", "tokens")),
             ratio(point["tokens"] / point["params"]),
             count(point["unique_tokens"]),
@@ -267,5 +279,5 @@ def _data(fit: Mapping[str, Any]) -> Iterator[str]:
     if rows:
         yield page.table("Every point measured.", columns, rows, left=(0, 7))
     if fit["excluded"]:
-        left_out = [[escape(run["name"]), escape(run["reason"])] for run in fit["excluded"]]
+        left_out = [[page.name(run["name"]), page.plain(run["reason"])] for run in fit["excluded"]]
         yield page.table("Runs left out.", ["run", "reason"], left_out, left=(0, 1))
