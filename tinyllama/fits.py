@@ -15,10 +15,12 @@ from tinyllama import tasks
 from tinyllama.config.schema import RunConfig
 from tinyllama.scaling import collect
 from tinyllama.scaling.collect import Collected
+from tinyllama.scaling.points import write_csv
 from tinyllama.tracking.record import write_json
 
 FIT = "fit.json"
 REPORT = "report.html"
+POINTS = "points.csv"
 
 
 def fit(config: RunConfig, *, console: Console) -> None:
@@ -89,12 +91,14 @@ def _fitted(
         seed=config.seed,
     )
     write_json(folder / FIT, whole)
+    write_csv(folder / POINTS, found.points)
     report.write(whole, folder / REPORT, title=title, runs=runs, summary=summary)
     console.print(_table(whole))
     for law, why in whole["not_fitted"].items():
         console.print(f"not fitted: {law}: {why}")
     console.print(f"report: {folder / REPORT}")
-    return [folder / FIT, folder / REPORT, *(path for path in plots.draw(whole, folder) if path.suffix == ".png")]
+    files = [folder / name for name in (FIT, REPORT, POINTS)]
+    return [*files, *(path for path in plots.draw(whole, folder) if path.suffix == ".png")]
 
 
 def _table(whole: Mapping[str, Any]) -> Table:

@@ -53,7 +53,7 @@ def test_three_budgets_of_one_trunk_are_what_three_runs_are(here: Here, shared: 
         assert one["name"] == other["name"]
         assert here.final_hashes(one["run_dir"]) == here.final_hashes(other["run_dir"])
         assert one["loss"] == other["loss"]
-        assert here.losses(one["run_dir"]) == here.losses(other["run_dir"]), "the journal begins with the trunk's"
+        assert here.losses(other["run_dir"]).items() <= here.losses(one["run_dir"]).items(), "from the first step on"
     # 30, 40 and 49 steps of 2,048, whose decays begin after 24, 32 and 39
     assert [point["trained_tokens"] // 2048 for point in points(here)] == [30, 40 - 24, 49 - 32]
     assert [point["trained_tokens"] for point in alone] == [point["tokens"] for point in alone]

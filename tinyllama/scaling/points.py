@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from tinyllama.tracking.record import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,17 @@ def read_csv(path: Path) -> list[Point]:
     if not points:
         raise ValueError(f"{path}: it has a header and no runs: write a line for each run")
     return points
+
+
+def write_csv(path: Path, points: Iterable[Point]) -> None:
+    """The same table, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["name", "params", "tokens", "unique_tokens", "loss"])
+    for point in points:
+        unique = "" if point.unique_tokens is None else repr(point.unique_tokens)
+        writer.writerow([point.name, repr(point.params), repr(point.tokens), unique, repr(point.loss)])
+    write_whole(path, text.getvalue().encode())
 
 
 def _missing(path: Path, column: str, header: list[str]) -> ValueError:
