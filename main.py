@@ -58,7 +58,8 @@ def main() -> int:
 def run() -> int:
     """Compose, check every point, then run them one after the other."""
     if sys.argv[1:2] == ["--job"]:  # of a study, frozen: nothing is composed
-        return attempt(partial(study.run_job, Path(*sys.argv[2:3]), train=point, console=console))
+        file, *meet = sys.argv[2::2]
+        return attempt(partial(study.run_job, Path(file), meet=meet[0] if meet else None, train=point, console=console))
     resolvers.register()
     # Hydra then raises what it would print, and all refusals look alike
     os.environ["HYDRA_FULL_ERROR"] = "1"

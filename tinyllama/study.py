@@ -141,8 +141,11 @@ def job_file(folder: Path, number: int) -> Path:
     return folder / JOBS / f"{number:03d}.json"
 
 
-def run_job(path: Path, *, train: Train, console: Console) -> int:
-    """Train the points of a frozen job one after the other; the exit status. Raises ValueError where it is no job."""
+def run_job(path: Path, *, meet: str | None, train: Train, console: Console) -> int:
+    """Train the points of a frozen job one after the other; the exit status. Raises ValueError where it is no job.
+
+    Where the job runs on several nodes, meet is the host:port where their launchers do.
+    """
     try:
         configs = [validate(config) for config in json.loads(path.read_text())]
     except (OSError, TypeError, AttributeError, json.JSONDecodeError) as error:
@@ -150,7 +153,8 @@ def run_job(path: Path, *, train: Train, console: Console) -> int:
     status = 0
     for config in configs:
         console.rule(str(run_folder(config)), align="left")
-        status = train(config) or status
+        here = replace(config, parallelism=replace(config.parallelism, rendezvous=meet)) if meet else config
+        status = train(here) or status
     return status
 
 
