@@ -41,6 +41,8 @@ def _gaps(fit: Mapping[str, Any]) -> Iterator[str]:
     points, laws = fit["points"], fit["laws"]
     used = [point for point in points if not point["held_out"]] or points
     held_out = [point for point in points if point["held_out"]]
+    if not laws:
+        yield "No law could be fitted: the points say nothing beyond themselves."
     span = _times(map(flops, used))
     sizes = len({float(f"{point['params']:.3g}") for point in used})
     if laws and sizes < _FEW_SIZES:
@@ -118,7 +120,7 @@ def _span(points: Sequence[Mapping[str, Any]]) -> str:
     orders = math.log10(_times(used))
     groups = len({f"{size:.3g}" for size in sizes})
     return (
-        f"{_counted(len(points), 'point')} of {_counted(groups, 'size')} were measured: "
+        f"Measured are {_counted(len(points), 'point')} of {_counted(groups, 'size')}: "
         f"{count(min(sizes))} to {count(max(sizes))} parameters, {count(min(tokens))} to {count(max(tokens))} tokens, "
         f"{ratio(min(per_param))} to {ratio(max(per_param))} tokens a parameter, "
         f"{compute(min(used))} to {compute(max(used))} FLOPs ({orders:.1f} orders of magnitude)."

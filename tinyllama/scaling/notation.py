@@ -61,7 +61,7 @@ def ratio(value: float) -> str:
 
 def percent(value: float, *, sign: str = "") -> str:
     """A fraction as a percentage in two digits or more; sign "+" shows that of a gain, too."""
-    shown = f"{100 * value:{sign}.1f}" if abs(value) >= 0.00995 else f"{100 * value:{sign}.2g}"
+    shown = f"{100 * value:{sign}.1f}" if abs(value) >= 0.00995 else f"{100 * value:{sign}#.2g}"
     return shown.replace("-", _MINUS) + "%"
 
 

@@ -43,7 +43,7 @@ th { font-weight: 600; vertical-align: bottom; }
 th:last-child, td:last-child { padding-right: 0; }
 .left { text-align: left; }
 td.left { overflow-wrap: break-word; }
-td.left:last-child { min-width: 9rem; }
+td.long { min-width: 11rem; }
 td.number { white-space: nowrap; }
 figure { margin: 1.5rem 0; }
 figure svg { display: block; width: 100%; height: auto; background: #fff; border-radius: 3px; }
@@ -61,6 +61,8 @@ figcaption::before { counter-increment: figure; content: "Figure " counter(figur
 """
 
 
+_LONG = 24
+"""Letters from which a cell is kept wide enough to be read where the page is narrow."""
 _POWER = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
 _LEVEL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789−")
 
@@ -91,7 +93,8 @@ def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *
     """Cells are HTML already; the columns of these indices are text, on the left, and the others numbers."""
 
     def cell(tag: str, index: int, text: str) -> str:
-        return f'<{tag} class="{"left" if index in left else "number"}">{raised(text)}</{tag}>'
+        kind = "number" if index not in left else "left long" if len(text) > _LONG else "left"
+        return f'<{tag} class="{kind}">{raised(text)}</{tag}>'
 
     head = "".join(cell("th", index, column) for index, column in enumerate(columns))
     body = "\n".join(f"<tr>{''.join(cell('td', index, text) for index, text in enumerate(row))}</tr>" for row in rows)
