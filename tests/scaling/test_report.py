@@ -233,7 +233,7 @@ def sentences(**changes: Any) -> str:
 def test_what_is_shown_is_worked_out_from_the_fit() -> None:
     span, first, *_ = limits.shows(planted())
     assert span == (
-        "Measured are 28 points of 5 sizes: 44M to 1.1B parameters, 880M to 2.2T tokens, 20 to 2,000 tokens a "
+        "Measured: 28 points of 5 sizes; 44M to 1.1B parameters, 880M to 2.2T tokens, 20 to 2,000 tokens a "
         "parameter, 2.32×10¹⁷ to 1.45×10²² FLOPs (4.8 orders of magnitude)."
     )
     assert first == (
@@ -274,7 +274,7 @@ def test_few_valleys_and_near_held_out_points_are_owned_up_to() -> None:
     assert limits.does_not_show(bare()) == ["There are no points: nothing was fitted."]
     assert limits.shows(bare()) == []
     lone = bare() | {"points": [point("a", 1e9, 1e10, 3.0)]}
-    assert limits.shows(lone)[0].startswith("Measured are 1 point of 1 size: ")
+    assert limits.shows(lone)[0].startswith("Measured: 1 point of 1 size; ")
     assert limits.does_not_show(lone) == ["No law could be fitted: the points say nothing beyond themselves."]
 
 

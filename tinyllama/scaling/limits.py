@@ -120,7 +120,7 @@ def _span(points: Sequence[Mapping[str, Any]]) -> str:
     orders = math.log10(_times(used))
     groups = len({f"{size:.3g}" for size in sizes})
     return (
-        f"Measured are {_counted(len(points), 'point')} of {_counted(groups, 'size')}: "
+        f"Measured: {_counted(len(points), 'point')} of {_counted(groups, 'size')}; "
         f"{count(min(sizes))} to {count(max(sizes))} parameters, {count(min(tokens))} to {count(max(tokens))} tokens, "
         f"{ratio(min(per_param))} to {ratio(max(per_param))} tokens a parameter, "
         f"{compute(min(used))} to {compute(max(used))} FLOPs ({orders:.1f} orders of magnitude)."
