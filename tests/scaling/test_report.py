@@ -283,6 +283,8 @@ def test_parts_of_a_page() -> None:
     assert page.plain("beta, not eta <R_D>", ["eta", "beta", "R_D", "a"]) == (
         "<i>β</i>, not <i>η</i> &lt;<i>R</i><sub><i>D</i></sub>&gt;"
     )
+    cells = page.table("c", ["a", "b"], [["x" * 25, '<span class="bad">failed</span>']], left=(0, 1))
+    assert 'class="left long">xxx' in cells and 'class="left"><span' in cells
     assert page.raised("10⁻⁷") == "10<sup>−7</sup>"
     assert (
         page.source("A 2022, arXiv 2203.15556")

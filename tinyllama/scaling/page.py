@@ -93,7 +93,8 @@ def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *
     """Cells are HTML already; the columns of these indices are text, on the left, and the others numbers."""
 
     def cell(tag: str, index: int, text: str) -> str:
-        kind = "number" if index not in left else "left long" if len(text) > _LONG else "left"
+        letters = len(re.sub("<[^>]*>", "", text))
+        kind = "number" if index not in left else "left long" if letters > _LONG else "left"
         return f'<{tag} class="{kind}">{raised(text)}</{tag}>'
 
     head = "".join(cell("th", index, column) for index, column in enumerate(columns))
