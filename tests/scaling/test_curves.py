@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tests.scaling.planted import point
+from tests.scaling.fitted import point
 from tinyllama.plan.laws import HOFFMANN, MUENNIGHOFF
 from tinyllama.scaling.curves import foretold, is_repeated, law_loss, least_loss, series
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from tests.scaling.planted import bare, isoflop, law, planted, point, points
+from tests.scaling.fitted import bare, isoflop, law, planted, point, points
 from tinyllama.scaling import panels
 from tinyllama.scaling.plots import Plot, draw, plots, svg
 

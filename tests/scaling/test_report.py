@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.scaling.planted import bare, interval, law, planted, point, points
+from tests.scaling.fitted import bare, interval, law, planted, point, points
 from tinyllama.plan.render import counted
 from tinyllama.scaling import limits, page, report
 

@@ -37,7 +37,7 @@ class Estimate:
     @property
     def residuals(self) -> Array:
         """Law less measured in ln L, [n]."""
-        return self.form.log_loss(self.x[None], self.problem.at)[0] - self.problem.log_loss
+        return np.asarray(self.form.log_loss(self.x[None], self.problem.at)[0] - self.problem.log_loss)
 
     def loss(self, at: Design) -> list[dict[str, float]]:
         """What it foretells, with intervals."""

@@ -106,8 +106,9 @@ def refusal(form: Form, points: Sequence[Point]) -> str | None:
         wanted.append((_distinct([point.tokens / point.params for point in points]), 2, "ratios of tokens to params"))
     else:
         wanted += [(len(points), 7, "points"), (sizes, 3, "sizes"), (lengths, 3, "lengths")]
-    short = [f"{least} {what}, and there are {got}" for got, least, what in wanted if got < least]
-    return f"it takes at least {'; '.join(short)}" if short else None
+    return next(
+        (f"it takes at least {least} {what}: there are {got}" for got, least, what in wanted if got < least), None
+    )
 
 
 def _distinct(values: Iterable[float]) -> int:

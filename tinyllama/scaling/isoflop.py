@@ -61,14 +61,25 @@ def isoflop(points: Sequence[Point], *, replicates: int, rng: np.random.Generato
 
 
 def budgets(points: Sequence[Point]) -> list[list[Point]]:
-    """Runs of about the same compute, at least three of different lengths, by compute."""
+    """Runs of about the same compute, at least three of different lengths, by compute. Where tokens are seen again,
+    and not all of the same corpus, runs that do so tell of their corpus rather than of their length: they stay out."""
     groups: list[list[Point]] = []
     for point in sorted(points, key=lambda point: point.flops):
         if groups and point.flops <= SPAN * groups[-1][0].flops:
             groups[-1].append(point)
         else:
             groups.append([point])
-    return [group for group in groups if len({point.tokens for point in group}) >= 3]
+    kept = [_of_one_corpus(group) for group in groups]
+    return [group for group in kept if len({point.tokens for point in group}) >= 3]
+
+
+def _of_one_corpus(group: list[Point]) -> list[Point]:
+    corpora = {point.unique_tokens for point in group if _repeats(point)}
+    return group if len(corpora) < 2 else [point for point in group if not _repeats(point)]
+
+
+def _repeats(point: Point) -> bool:
+    return point.epochs is not None and point.epochs > 1.02
 
 
 def _curve(group: Sequence[Point]) -> Curve:
