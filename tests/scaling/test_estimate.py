@@ -49,7 +49,7 @@ def test_the_best_starts_lead_where_all_starts_lead() -> None:
     task = problem(forms.HOFFMANN, planted(forms.HOFFMANN, HOFFMANN, grid(4, 4), noise=0.004))
     few, all_of_them = (descend(task, x, gain=1e-6)[1].min() for x in (best_starts(task), forms.HOFFMANN.grid()[::3]))
     assert few == pytest.approx(all_of_them, rel=1e-4)
-    assert few < 0.01 * evaluate(task, best_starts(task)).objective.min()
+    assert few < 0.05 * evaluate(task, best_starts(task)).objective.min()
 
 
 def slow(task: Problem, x: np.ndarray, weights: np.ndarray) -> float:

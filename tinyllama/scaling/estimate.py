@@ -66,7 +66,7 @@ def estimate(form: Form, points: Sequence[Point], *, replicates: int, rng: np.ra
     ten hold what was planted from 12 points to 80 (benchmarks/planted_laws.py).
     """
     task = problem(form, points)
-    feet, objectives = descend(task, best_starts(task))
+    feet, objectives = descend(task, best_starts(task), steps=80, gain=1e-7)
     x, objective = polish(task, feet[np.argmin(objectives)])
     valleys = np.concatenate([x[None], _others(feet, objectives, objective)])
     n, p = len(points), len(x)
@@ -108,7 +108,7 @@ def profiles(found: Estimate, *, steps: int = 8) -> tuple[Array, Array]:
     values, objectives = [x[np.arange(2 * p), which]], [np.full(2 * p, found.objective)]
     for step in range(1, steps + 1):
         x[np.arange(2 * p), which] = found.x[which] + (ends - found.x[which]) * (step / steps) ** 2
-        x, least = descend(found.problem, x, held_p=held, steps=50, gain=1e-6)
+        x, least = descend(found.problem, x, held_p=held, steps=30, gain=1e-4)
         values.append(x[np.arange(2 * p), which].copy())
         objectives.append(least)
     shape = (p, 2, steps + 1)

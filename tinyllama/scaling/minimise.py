@@ -30,6 +30,10 @@ class Problem:
     """Measured, [n]."""
 
 
+EXACT = 1e-17
+"""An objective that is as good as zero: residuals of a billionth."""
+
+
 class Value(NamedTuple):
     """An objective where it was evaluated."""
 
@@ -67,7 +71,7 @@ def descend(
     """Each vector at the foot of its valley and the objective there, [r, p] and [r].
 
     Where held is 1 ([p], or [r, p]) a parameter stays. A vector is done when a step lowers its objective by less than
-    this share of it, or when none lowers it.
+    this share of it, when none lowers it, or when it fits exactly.
     """
     form, x_rp = problem.form, np.clip(x_rp, problem.form.low, problem.form.high)
     n_rows, n_parameters = x_rp.shape
@@ -92,13 +96,13 @@ def descend(
         tried = evaluate(problem, tried_x, w)
         lower = tried.objective < now.objective
         gained = (now.objective - tried.objective) > gain * now.objective
-        damping[live] = np.where(lower, np.maximum(damping[live] / 10, 1e-12), damping[live] * 5)
+        damping[live] = np.where(lower, np.maximum(damping[live] / 10, 1e-12), damping[live] * 8)
         x_rp[live[lower]] = tried_x[lower]
         now = Value(
             *(np.where(lower.reshape(-1, *[1] * (new.ndim - 1)), new, old) for new, old in zip(tried, now, strict=True))
         )
         least[live] = now.objective
-        going = (gained | ~lower) & (damping[live] < 1e8)
+        going = (gained | ~lower) & (damping[live] < 1e8) & (now.objective > EXACT)
         live, now = live[going], Value(*(part[going] for part in now))
         if not len(live):
             break
