@@ -1,34 +1,113 @@
-"""Every point of every shipped study can be planned."""
+"""Every point of every shipped study can be planned, without data, and its grid is the one that its question needs."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 from hydra import compose
-from omegaconf import DictConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 from tinyllama.config.load import digest, load
-from tinyllama.plan.plan import make_plan
+from tinyllama.config.schema import RunConfig
+from tinyllama.plan.laws import HOFFMANN
+from tinyllama.plan.plan import Plan, make_plan
 
 STUDIES = sorted(file.stem for file in (Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 
+Points = list[tuple[RunConfig, Plan]]
+
+
+@pytest.fixture(scope="module")
+def points(composed: Callable[..., DictConfig]) -> Callable[[str], Points]:
+    """The points of a study, each composed, through the gate and planned once."""
+    planned: dict[str, Points] = {}
+    base, parser = cache(composed), OverridesParser.create()  # composing takes far longer than setting a value
+
+    def grid(study: str) -> Points:
+        if study not in planned:
+            whole = compose("config", overrides=[f"sweeps={study}", "task=plan"], return_hydra_config=True)
+            assert whole.hydra.mode.name == "MULTIRUN"
+            lines = [
+                [f"{key}={value}" for value in str(values).split(",")]
+                for key, values in whole.hydra.sweeper.params.items()
+            ]
+            planned[study] = []
+            for line in itertools.product(*lines):
+                groups, values = [
+                    [one for one in line if ("." in one.partition("=")[0]) == dotted] for dotted in (0, 1)
+                ]
+                point = deepcopy(base(f"sweeps={study}", "task=plan", *groups))
+                for value in map(parser.parse_override, values):
+                    OmegaConf.update(point, value.key_or_group, value.value())
+                run = load(point)
+                planned[study].append((run, make_plan(run)))
+        return planned[study]
+
+    return grid
+
+
+def test_there_are_the_studies_that_were_promised() -> None:
+    assert {"token_budget", "epochs", "mixture", "isoflop", "lr_batch", "smoke"} <= set(STUDIES)
+
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_every_point_plans_and_is_a_run_of_its_own(composed: Callable[..., DictConfig], study: str) -> None:
-    whole = compose("config", overrides=[f"sweeps={study}", "task=plan"], return_hydra_config=True)
-    assert whole.hydra.mode.name == "MULTIRUN"
-    grid = {key: str(values).split(",") for key, values in whole.hydra.sweeper.params.items()}
-    points = [
-        load(
-            composed(
-                f"sweeps={study}", "task=plan", *(f"{key}={value}" for key, value in zip(grid, point, strict=True))
-            )
-        )
-        for point in itertools.product(*grid.values())
-    ]
-    for point in points:
-        make_plan(point)
-    assert len({digest(point) for point in points}) == len(points) > 1
+def test_every_point_plans_and_is_a_run_of_its_own(points: Callable[[str], Points], study: str) -> None:
+    assert len({digest(run) for run, _ in points(study)}) == len(points(study)) > 1
+
+
+@pytest.mark.parametrize(("study", "budgets"), [("token_budget", 9), ("epochs", 7), ("smoke", 4)])
+def test_budgets_of_one_size_can_share_a_trunk(points: Callable[[str], Points], study: str, budgets: int) -> None:
+    shared: dict[int, list[Plan]] = {}
+    for run, plan in points(study):
+        assert run.schedule.name == "wsd"
+        shared.setdefault(plan.parameters.total, []).append(plan)
+    assert len(shared) >= 3
+    for plans in shared.values():
+        assert len({plan.tokens for plan in plans}) == len(plans) == budgets
+        assert len({(plan.batch_tokens, plan.learning_rate) for plan in plans}) == 1
+
+
+def test_the_budgets_go_from_half_of_chinchillas_to_tinyllamas(points: Callable[[str], Points]) -> None:
+    multiples = [plan.chinchilla_multiple for _, plan in points("token_budget")]
+    assert multiples == pytest.approx([0.5, 1, 2, 4, 8, 16, 32, 64, 136.35] * 5, rel=2e-3)
+
+
+def test_each_amount_of_compute_has_its_best_size_inside_the_grid(points: Callable[[str], Points]) -> None:
+    sizes: dict[int | None, list[int]] = {}
+    for run, plan in points("isoflop"):
+        sizes.setdefault(run.budget.flops, []).append(plan.parameters.total)
+    for flops, of in sizes.items():
+        assert flops is not None
+        # by Hoffmann's law, and by 20 tokens a parameter
+        for best in (HOFFMANN.optimum(flops).parameters, (flops / 120) ** 0.5):
+            assert min(of) < best < max(of)
+
+
+def test_the_rules_rate_and_batch_are_within_their_study(points: Callable[[str], Points]) -> None:
+    run, _ = points("lr_batch")[0]
+    rule = make_plan(
+        replace(run, optimizer=replace(run.optimizer, lr="auto"), train=replace(run.train, batch_tokens="auto"))
+    )
+    rates = sorted({plan.learning_rate for _, plan in points("lr_batch")})
+    batches = sorted({plan.batch_tokens for _, plan in points("lr_batch")})
+    assert (len(rates), len(batches)) == (5, 4)
+    assert rates[2] == pytest.approx(rule.learning_rate, rel=1e-3)
+    assert rule.batch_tokens in batches[1:-1]
+
+
+def test_shares_go_from_a_tenth_to_nine(points: Callable[[str], Points]) -> None:
+    shares = [plan.sources["slimpajama"].share for _, plan in points("mixture")]
+    assert shares == pytest.approx([tenth / 10 for tenth in range(1, 10)], abs=1e-3)
+    assert len({plan.tokens for _, plan in points("mixture")}) == 1
+
+
+def test_the_smoke_study_leaves_points_over_for_a_law_of_five_constants(points: Callable[[str], Points]) -> None:
+    assert len(points("smoke")) >= 9
+    assert sum(plan.steps for _, plan in points("smoke")) < 2000

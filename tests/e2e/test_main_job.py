@@ -29,6 +29,7 @@ def test_a_run_prepares_trains_evaluates_and_tells(here: Here, whole: str) -> No
     result = here.result("runs/whole")
     assert result["status"] == "finished"
     assert result["tokens"] == 245 * 2048
+    assert (result["batch_tokens"], result["learning_rate"]) == (2048, 1e-2)
     assert result["environment"]["packages"]["deepspeed"]
     for name, source in result["held_out"].items():
         assert f"{source['loss']:.3f}" in re.search(rf"^ {name} .*$", whole, flags=re.MULTILINE)[0]  # type: ignore[index]

@@ -112,7 +112,7 @@ def _planned(run_dir: Path) -> dict[str, str]:
     """What runs are compared by, from the folder's plan."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         plan = json.loads((run_dir / PLAN).read_text())
-        names = ("tokens", "tokens_per_param", "unique_tokens", "steps", "batch_tokens")
+        names = ("tokens", "tokens_per_param", "unique_tokens", "steps", "batch_tokens", "learning_rate")
         whole = {"parameters": plan["parameters"]["total"], **{name: plan[name] for name in names}}
         whole["flops"] = 6.0 * whole["parameters"] * whole["tokens"]
         known = {name: value for name, value in whole.items() if value is not None}

@@ -32,6 +32,8 @@ def began(config: RunConfig, *, digest: str, plan: Plan, start: int) -> dict[str
         "parameters": plan.as_dict()["parameters"],
         "steps": plan.steps,
         "tokens": plan.tokens,
+        "batch_tokens": plan.batch_tokens,
+        "learning_rate": plan.learning_rate,
         "resumed_at": start or None,
         "environment": environment(),
         "config": as_dict(config),
