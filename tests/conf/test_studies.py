@@ -40,11 +40,9 @@ def points(composed: Callable[..., DictConfig]) -> Callable[[str], Points]:
             ]
             planned[study] = []
             for line in itertools.product(*lines):
-                groups, values = [
-                    [one for one in line if ("." in one.partition("=")[0]) == dotted] for dotted in (0, 1)
-                ]
+                groups = [one for one in line if "." not in one.partition("=")[0]]
                 point = deepcopy(base(f"sweeps={study}", "task=plan", *groups))
-                for value in map(parser.parse_override, values):
+                for value in map(parser.parse_override, set(line).difference(groups)):
                     OmegaConf.update(point, value.key_or_group, value.value())
                 run = load(point)
                 planned[study].append((run, make_plan(run)))
