@@ -79,7 +79,7 @@ def test_the_mirror_of_a_run(tmp_path: Path, config: Callable[..., RunConfig]) -
     assert mirror.tags == {
         "model": "nano", "data": "stdlib", "budget": "tokens", "parallelism": "cpu", "digest": "abc"
     }  # fmt: skip
-    assert "plan.learning_rate" not in mirror.params, "the folder has no plan"
+    assert "planned.learning_rate" not in mirror.params, "the folder has no plan"
     own = as_dict(config("run_dir=elsewhere/a"))
     assert store.Mirror.of(Path("elsewhere/a"), own, digest="abc").uri == store.default_uri(Path("runs"))
     own = as_dict(config("tracking.uri=http://host:1"))
@@ -91,10 +91,10 @@ def test_the_mirror_shows_what_auto_became(tmp_path: Path, config: Callable[...,
     auto = config("optimizer.lr=auto", "schedule=wsd")
     (tmp_path / "plan.json").write_text(json.dumps(make_plan(auto).as_dict()))
     params = store.Mirror.of(tmp_path, as_dict(auto), digest="abc").params
-    assert (params["optimizer.lr"], params["plan.batch_tokens"]) == ("auto", "16384")
-    assert float(params["plan.learning_rate"]) == make_plan(auto).learning_rate
+    assert (params["optimizer.lr"], params["planned.batch_tokens"]) == ("auto", "16384")
+    assert float(params["planned.learning_rate"]) == pytest.approx(make_plan(auto).learning_rate, rel=1e-5)
     (tmp_path / "plan.json").write_text('{"steps": 3}')
-    assert "plan.learning_rate" not in store.Mirror.of(tmp_path, as_dict(auto), digest="abc").params
+    assert "planned.learning_rate" not in store.Mirror.of(tmp_path, as_dict(auto), digest="abc").params
 
 
 def test_a_database_that_nobody_serves_is_known_at_once() -> None:
