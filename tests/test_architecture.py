@@ -28,7 +28,12 @@ LAYERS = [
 WITHIN = {("engine", "model")}
 """The engine takes the model it is to train."""
 
-DOORS = {"deepspeed": "engine/zero.py", "mlflow": "tracking/mlflow.py", "hydra": "main.py"}
+DOORS = {
+    "deepspeed": "engine/zero.py",
+    "mlflow": "tracking/mlflow.py",
+    "hydra": "main.py",
+    "submitit": "launch/slurm.py",
+}
 """The one file that may import each."""
 
 LIGHT = ("config", "plan", "scaling")

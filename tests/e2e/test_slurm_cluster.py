@@ -1,0 +1,265 @@
+"""Jobs on a real SLURM of two nodes, both of them this machine, with a stand-in for the command."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from tinyllama.launch.queue import JobState, states, wait
+from tinyllama.launch.slurm import Slurm, submit
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
+MISSING = [name for name in PROGRAMS if shutil.which(name) is None]
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)}: not installed, make slurm does it"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="SLURM's daemons need root"),
+]
+
+COMMAND = [sys.executable, str(Path(__file__).with_name("slurm_command.py"))]
+CONF = """
+ClusterName=here
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser={user}
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge.socket
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmdSpoolDir={folder}/spool-%n
+StateSaveLocation={folder}/state
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+KillWait=10
+JobRequeue=0
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus}
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus}
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60
+"""
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in sockets]
+
+
+def until(happened: Callable[[], bool], what: Callable[[], str], *, seconds: float = 40) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.1)
+
+
+def answer(*command: str) -> str:
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=30).stdout
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """munged, slurmctld and two slurmd of our own; all have ended at the end."""
+    with TemporaryDirectory(prefix="slurm-") as name, ExitStack() as daemons, pytest.MonkeyPatch.context() as patch:
+        folder = Path(name)
+        logs = folder / "logs"
+        for made in ("state", "spool-n1", "spool-n2", "logs"):
+            (folder / made).mkdir()
+        key = folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o600)
+        conf = folder / "slurm.conf"
+        conf.write_text(
+            CONF.format(
+                folder=folder,
+                host=socket.gethostname().partition(".")[0],
+                user=getpass.getuser(),
+                ports=free_ports(3),
+                cpus=os.cpu_count(),
+            )
+        )
+        patch.setenv("SLURM_CONF", str(conf))
+
+        def start(label: str, *command: str) -> None:
+            with (logs / label).open("w") as log:
+                daemon = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            daemons.callback(end, daemon)
+
+        own = [f"--{kind}={folder}/munge.{kind.partition('-')[0]}" for kind in ("socket", "key-file", "pid-file")]
+        own += [f"--{kind}={folder}/munge.{kind.partition('-')[0]}" for kind in ("log-file", "seed-file")]
+        start("munged", "munged", "--foreground", "--force", *own)
+        until((folder / "munge.socket").exists, lambda: told(logs))
+        start("slurmctld", "slurmctld", "-D")
+        for node in ("n1", "n2"):
+            start(node, "slurmd", "-D", "-N", node)
+        until(lambda: answer("sinfo", "--noheader", "--states=idle", "--format=%D").strip() == "2", lambda: told(logs))
+        # its jobs first, whose processes are not the daemons' own
+        daemons.callback(lambda: until(lambda: not answer("squeue", "--noheader"), lambda: told(logs)))
+        daemons.callback(answer, "scancel", f"--user={getpass.getuser()}")
+        yield
+
+
+def end(daemon: subprocess.Popen[bytes]) -> None:
+    daemon.terminate()
+    try:
+        daemon.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.wait()
+
+
+def told(logs: Path) -> str:
+    return "\n".join(f"{log.name}: {log.read_text()[-2000:]}" for log in sorted(logs.iterdir()))
+
+
+class Study:
+    """A working folder and the jobs submitted from it."""
+
+    def __init__(self, here: Path) -> None:
+        self.here = here
+        self.folder = here / "slurm"
+        self.seen: list[list[str]] = []
+
+    def submit(self, *jobs: dict[str, int], nodes: int = 1, **settings: int) -> list[str]:
+        paths = [self.here / f"job-{index}.json" for index in range(len(jobs))]
+        for path, job in zip(paths, jobs, strict=True):
+            path.write_text(json.dumps(job))
+        return submit(paths, settings=Slurm(**settings), folder=self.folder, command=COMMAND, nodes=nodes)
+
+    def wait(self, ids: list[str]) -> list[tuple[str, int | None]]:
+        ended = wait(ids, folder=self.folder, progress=self.progress, every=0.2)
+        return [(job.state, job.status) for job in ended]
+
+    def progress(self, jobs: object) -> None:
+        """Note where the jobs stand; one that is queued again need not wait SLURM's two minutes."""
+        assert isinstance(jobs, list)
+        self.seen.append([job.state for job in jobs])
+        for job in jobs:
+            if job.reason == "BeginTime":
+                answer("scontrol", "update", f"jobid={job.id}", "StartTime=now")
+
+    def starts(self) -> list[list[str]]:
+        """The job, its task, the step it began at, SLURM's number, the cores and other arguments, of every start."""
+        path = self.here / "starts"
+        return sorted(line.split() for line in path.read_text().splitlines()) if path.exists() else []
+
+    def count(self, name: str) -> int:
+        path = self.here / f"{name}.0.count"
+        return int(path.read_text() or 0) if path.exists() else 0
+
+    def reach(self, name: str, step: int) -> None:
+        until(lambda: self.count(name) >= step, self.logs)
+
+    def state(self, id_: str) -> JobState:
+        return states([id_], folder=self.folder)[0]
+
+    def logs(self) -> str:
+        files = sorted(self.folder.glob("*_log.*"))
+        return answer("squeue", "--states=all") + "".join(f"{file.name}: {file.read_text()}" for file in files)
+
+
+@pytest.fixture
+def study(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    return Study(tmp_path)
+
+
+def test_an_array_of_which_one_fails(study: Study) -> None:
+    ids = study.submit({"steps": 3}, {"steps": 3, "status": 74}, {"steps": 20}, cpus_per_task=1)
+    array = ids[0].partition("_")[0]
+    assert ids == [f"{array}_{index}" for index in range(3)]
+    assert study.wait(ids) == [("COMPLETED", 0), ("FAILED", 74), ("COMPLETED", 0)], study.logs()
+    assert [start[:3] for start in study.starts()] == [[f"job-{index}", "0", "0"] for index in range(3)]
+    assert any("RUNNING" in seen for seen in study.seen)
+
+
+def test_at_most_so_many_at_a_time(study: Study) -> None:
+    ids = study.submit({"steps": 5}, {"steps": 5}, {"steps": 5}, array_parallelism=1)
+    study.wait(ids)
+    assert max(seen.count("RUNNING") for seen in study.seen) == 1
+
+
+@pytest.mark.parametrize("by", ["time limit", "preemption"])
+def test_a_job_that_is_asked_to_stop_goes_on(study: Study, by: str) -> None:
+    """SIGUSR2 is what SLURM sends before a time limit; a requeue ends a job as a preemption does."""
+    [id_] = study.submit({"steps": 30})
+    study.reach("job-0", 5)
+    if by == "time limit":
+        answer("scancel", "--signal=USR2", id_)
+    else:
+        answer("scontrol", "requeue", id_)
+    assert study.wait([id_]) == [("COMPLETED", 0)], study.logs()
+    (_, _, first, *_), (_, _, second, *_) = study.starts()
+    assert int(first) == 0 and 5 <= int(second) < 30
+    assert study.count("job-0") == 30
+
+
+def test_one_of_an_array_is_queued_again_alone(study: Study) -> None:
+    ids = study.submit({"steps": 5}, {"steps": 30})
+    study.reach("job-1", 5)
+    answer("scancel", "--signal=USR2", ids[1])
+    assert study.wait(ids) == [("COMPLETED", 0)] * 2, study.logs()
+    assert [start[0] for start in study.starts()] == ["job-0", "job-1", "job-1"]
+
+
+def test_a_job_that_stops_by_itself_goes_on(study: Study) -> None:
+    [id_] = study.submit({"steps": 8, "stops_at": 4})
+    assert study.wait([id_]) == [("COMPLETED", 0)], study.logs()
+    assert [start[2] for start in study.starts()] == ["0", "4"]
+
+
+def test_a_job_is_queued_again_only_so_often(study: Study) -> None:
+    [id_] = study.submit({"steps": 8, "stops_at": 4}, requeues=0)
+    assert study.wait([id_]) == [("FAILED", 75)]
+
+
+def test_a_cancelled_job_stays_cancelled(study: Study) -> None:
+    [id_] = study.submit({"steps": 100})
+    study.reach("job-0", 3)
+    answer("scancel", id_)
+    until(lambda: study.state(id_).ended, study.logs)
+    time.sleep(3)
+    assert study.wait([id_]) == [("CANCELLED", None)]
+    assert len(study.starts()) == 1
+    assert 3 <= study.count("job-0") < 100
+
+
+def test_two_nodes_meet_at_one_place_and_go_on_together(study: Study) -> None:
+    [id_] = study.submit({"steps": 30}, nodes=2)
+    study.reach("job-0", 5)
+    answer("scancel", "--signal=USR2", id_)
+    assert study.wait([id_]) == [("COMPLETED", 0)], study.logs()
+    meeting = ["--rendezvous", f"n1:{20000 + int(id_) % 10000}"]
+    starts = study.starts()
+    assert [start[1] for start in starts] == ["0", "0", "1", "1"]
+    assert all(start[5:] == meeting for start in starts)
+
+
+def test_a_job_takes_its_cores_into_its_task(study: Study) -> None:
+    study.wait(study.submit({"steps": 1}, cpus_per_task=2))
+    assert study.starts()[0][4] == "2"
+
+
+def test_what_slurm_refuses_is_told(study: Study) -> None:
+    (study.here / "job.json").write_text("{}")
+    settings = Slurm(partition="nowhere")
+    with pytest.raises(ValueError, match="invalid partition specified: nowhere"):
+        submit([study.here / "job.json"], settings=settings, folder=study.folder, command=COMMAND)
