@@ -34,6 +34,11 @@ test: $(INSTALLED) ## run the whole test suite
 faults: $(INSTALLED) ## kill, stop and starve whole runs
 	$(BIN)/python -m pytest -m faults
 
+slurm: $(INSTALLED) ## run the jobs of a study on a SLURM of this machine's own; as root, on Debian: it installs SLURM
+	apt-get update --quiet
+	apt-get install --quiet --yes slurm-wlm munge
+	$(BIN)/python -m pytest -m faults tests/e2e/test_slurm_cluster.py
+
 compile: $(INSTALLED) ## compile every kernel for three GPUs and look for what does not fit; none is needed
 	$(BIN)/python -m pytest -m compiled --dist=load tests/kernels/test_compiled.py
 
@@ -57,4 +62,4 @@ lock: $(INSTALLED) ## write down what is installed, torch and triton left to the
 clean: ## remove the environment and caches; runs and data sets stay
 	rm -rf $(VENV) .venv-oldest .pytest_cache .mypy_cache .ruff_cache tinyllama.egg-info
 
-.PHONY: help install demo study ui test faults compile oldest check lock clean
+.PHONY: help install demo study ui test faults slurm compile oldest check lock clean

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,11 @@ KillWait=10
 JobRequeue=0
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus}
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus}
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60
+PartitionName=graceful Nodes=n1,n2 MaxTime=60 GraceTime=5
+PartitionName=urgent Nodes=n1,n2 MaxTime=60 PriorityTier=2
 """
 
 
@@ -136,9 +141,11 @@ class Study:
         self.here = here
         self.folder = here / "slurm"
         self.seen: list[list[str]] = []
+        self.jobs = 0
 
-    def submit(self, *jobs: dict[str, int], nodes: int = 1, **settings: int) -> list[str]:
-        paths = [self.here / f"job-{index}.json" for index in range(len(jobs))]
+    def submit(self, *jobs: dict[str, int], nodes: int = 1, **settings: Any) -> list[str]:
+        paths = [self.here / f"job-{self.jobs + index}.json" for index in range(len(jobs))]
+        self.jobs += len(jobs)
         for path, job in zip(paths, jobs, strict=True):
             path.write_text(json.dumps(job))
         return submit(paths, settings=Slurm(**settings), folder=self.folder, command=COMMAND, nodes=nodes)
@@ -197,17 +204,21 @@ def test_at_most_so_many_at_a_time(study: Study) -> None:
     assert max(seen.count("RUNNING") for seen in study.seen) == 1
 
 
-@pytest.mark.parametrize("by", ["time limit", "preemption"])
+@pytest.mark.parametrize("by", ["time limit", "requeue", "preemption", "preemption with grace"])
 def test_a_job_that_is_asked_to_stop_goes_on(study: Study, by: str) -> None:
-    """SIGUSR2 is what SLURM sends before a time limit; a requeue ends a job as a preemption does."""
-    [id_] = study.submit({"steps": 30})
+    whole = {"nodelist": "n1", "exclusive": True}
+    partition = "graceful" if by == "preemption with grace" else "main"
+    ids = study.submit({"steps": 30}, partition=partition, extra=whole)
     study.reach("job-0", 5)
     if by == "time limit":
-        answer("scancel", "--signal=USR2", id_)
+        answer("scancel", "--signal=USR2", *ids)  # what SLURM sends before it
+    elif by == "requeue":
+        answer("scontrol", "requeue", *ids)
     else:
-        answer("scontrol", "requeue", id_)
-    assert study.wait([id_]) == [("COMPLETED", 0)], study.logs()
-    (_, _, first, *_), (_, _, second, *_) = study.starts()
+        ids += study.submit({"steps": 5}, partition="urgent", extra=whole)
+    ended = study.wait(ids)
+    assert set(ended) == {("COMPLETED", 0)}, study.logs()
+    (_, _, first, *_), (_, _, second, *_) = study.starts()[:2]
     assert int(first) == 0 and 5 <= int(second) < 30
     assert study.count("job-0") == 30
 
