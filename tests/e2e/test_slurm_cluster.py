@@ -160,6 +160,7 @@ class Study:
         self.seen.append([job.state for job in jobs])
         for job in jobs:
             if job.reason == "BeginTime":
+                time.sleep(2)  # a node refuses a job that starts in the second in which it was ended there
                 answer("scontrol", "update", f"jobid={job.id}", "StartTime=now")
 
     def starts(self) -> list[list[str]]:
