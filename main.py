@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from yaml import YAMLError
 
-from tinyllama import fits, study, tasks
+from tinyllama import fits, jobs, study, tasks
 from tinyllama.config import resolvers
 from tinyllama.config.load import ConfigError, broken_yaml, load, near_miss, run_folder
 from tinyllama.config.schema import RunConfig
@@ -59,7 +59,7 @@ def run() -> int:
     """Compose, check every point, then run them one after the other."""
     if sys.argv[1:2] == ["--job"]:  # of a study, frozen: nothing is composed
         file, *meet = sys.argv[2::2]
-        return attempt(partial(study.run_job, Path(file), meet=meet[0] if meet else None, train=point, console=console))
+        return attempt(partial(jobs.run_job, Path(file), meet=meet[0] if meet else None, train=point, console=console))
     resolvers.register()
     # Hydra then raises what it would print, and all refusals look alike
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -76,7 +76,7 @@ def run() -> int:
         return tasks.refuse(near_miss(str(error)))
     if len(configs) > 1 and all(config.task == "plan" for config in configs):
         return attempt(partial(tasks.plan_grid, configs, console=console))
-    if len(configs) > 1 and all(config.task == "train" for config in configs):
+    if all(config.task == "train" for config in configs) and (len(configs) > 1 or configs[0].study.launcher == "slurm"):
         return attempt(partial(study.run, configs, train=point, program=Path(__file__).resolve(), console=console))
     status = 0
     for number, config in enumerate(configs, start=1):

@@ -19,7 +19,7 @@ LAYERS = [
     {"evaluate"},
     {"train", "scaling", "launch"},
     {"tasks"},
-    {"fits"},
+    {"fits", "jobs"},
     {"study"},
     {"main"},
 ]

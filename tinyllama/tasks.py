@@ -54,7 +54,7 @@ def _problems(config: RunConfig) -> Iterator[Problem]:
         if says := prepare.missing(config.data, data_dir=Path(config.data_dir), line=line):
             yield Problem("data", says)
     looks: list[Callable[[], None]] = [lambda: check_stages(make_plan(config, measured_tokens=sizes(manifest)))]
-    if config.task == "train":
+    if config.task == "train" and config.study.launcher == "here":
         looks.append(lambda: launcher.check_gpus(config.parallelism))
     for look in looks:
         try:

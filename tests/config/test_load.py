@@ -119,7 +119,20 @@ DOES_NOT: list[dict[str, Any]] = [
     {"spikes.max_skips": 0},
     {"study.name": "other"},
     {"study.folder": "runs/study-other"},
+    {"study.launcher": "slurm"},
     {"study.at_a_time": 2},
+    {"slurm.partition": "gpu"},
+    {"slurm.account": "us"},
+    {"slurm.qos": "high"},
+    {"slurm.gpus_per_node": 8},
+    {"slurm.cpus_per_task": 8},
+    {"slurm.memory_gb": 64},
+    {"slurm.minutes": 1440},
+    {"slurm.constraint": "a100"},
+    {"slurm.extra": {"exclusive": True}},
+    {"slurm.array_parallelism": 4},
+    {"slurm.signal_seconds": 60},
+    {"slurm.requeues": 1},
     {"study.share_trunks": False},
     {"fit.runs": "runs/*"},
     {"fit.source": "slimpajama"},
@@ -317,7 +330,7 @@ def test_nothing_can_be_set_afterwards(config: Callable[..., RunConfig]) -> None
     source = run.data.sources["slimpajama"]
     assert source.filter is not None
     sections = [value for value in vars(run).values() if dataclasses.is_dataclass(value)]
-    assert len(sections) == 20
+    assert len(sections) == 21
     for section in [run, run.data.tokenizer, source, source.filter, *sections]:
         for field in dataclasses.fields(section):
             with pytest.raises(dataclasses.FrozenInstanceError):
@@ -370,7 +383,7 @@ def test_every_field_says_what_it_is() -> None:
         for node in ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body
         if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "Section" for base in node.bases)
     }
-    assert len(sections) == 25
+    assert len(sections) == 26
     silent = []
     for name, section in sections.items():
         assert ast.get_docstring(section), name

@@ -22,6 +22,7 @@ from tinyllama.config.schema import (
     Tracking,
     Train,
 )
+from tinyllama.config.study import Study
 from tinyllama.config.tasks import Generate
 
 
@@ -84,9 +85,9 @@ def decay_belongs_to_wsd(schedule: Schedule) -> Broken:
         yield "schedule.decay_fraction", f"{schedule.decay_fraction} means nothing to cosine: choose schedule=wsd"
 
 
-def nodes_meet(task: str, parallelism: Parallelism) -> Broken:
-    """Launchers on several machines need a place to meet; one alone needs none."""
-    if task == "train" and parallelism.nodes > 1 and parallelism.rendezvous is None:
+def nodes_meet(task: str, parallelism: Parallelism, study: Study) -> Broken:
+    """Launchers on several machines need a place to meet, which on SLURM the job finds; one alone needs none."""
+    if task == "train" and study.launcher == "here" and parallelism.nodes > 1 and parallelism.rendezvous is None:
         yield (
             "parallelism.rendezvous",
             f"{parallelism.nodes} nodes need a host:port where they meet: "

@@ -25,7 +25,7 @@ from tinyllama.config.kinds import (
     Share,
 )
 from tinyllama.config.resilience import Checkpoint, Spikes
-from tinyllama.config.study import Study
+from tinyllama.config.study import Slurm, Study
 from tinyllama.config.tasks import Fitting, Generate, Predict, Sync
 
 
@@ -274,5 +274,6 @@ class RunConfig(Section):
     generate: Generate
     sync: Sync
     study: Study
+    slurm: Slurm
     fit: Fitting
     predict: Predict

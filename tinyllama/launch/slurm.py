@@ -12,10 +12,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinyllama.config.schema import RunConfig
+from tinyllama.config.study import Slurm
 from tinyllama.launch.lifeline import STOP_SIGNALS
 from tinyllama.launch.queue import status_file
 
@@ -28,42 +30,17 @@ ROOT = Path(__file__).parents[2]
 PORTS = range(20000, 30000)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Slurm:
-    """What each job of a study asks of SLURM; None leaves it to the cluster. Its number of nodes is the point's own."""
-
-    partition: str | None = None
-    """The partition, or several with commas."""
-    account: str | None = None
-    """The account that pays."""
-    qos: str | None = None
-    """The quality of service."""
-    gpus_per_node: int = 0
-    """GPUs on each node; 0 asks for none."""
-    cpus_per_task: int = 1
-    """Processor cores on each node, where one task of a job runs and starts that node's ranks."""
-    memory_gb: int | None = None
-    """Memory on each node, in GB."""
-    minutes: int = 60
-    """The time limit of a job; when it is over, the job stops, is queued again and goes on."""
-    constraint: str | None = None
-    """Features that a node has to have, as in `a100&nvlink`."""
-    extra: Mapping[str, str | int | bool] = field(default_factory=dict)
-    """Other options of sbatch by their long names, as in `{"exclude": "node7", "exclusive": true}`; before ours."""
-    array_parallelism: int = 16
-    """How many jobs of a study run at a time."""
-    signal_seconds: int = 120
-    """Seconds before the time limit at which a job is asked to stop; SLURM may ask up to 60 seconds earlier. A job that
-    has not stopped after three quarters of them is killed, and goes on from its newest checkpoint."""
-    requeues: int = 1000
-    """How often a job is queued again at most, after time limits and preemptions together."""
+def settings_of(configs: Sequence[RunConfig]) -> Slurm:
+    """What a study's jobs ask for, with the GPUs that their points need."""
+    settings = configs[0].slurm
+    if settings.gpus_per_node is not None:
+        return settings
+    needed = max(config.parallelism.gpus if config.parallelism.device == "cuda" else 0 for config in configs)
+    return replace(settings, gpus_per_node=needed)
 
 
 def parameters(settings: Slurm, *, nodes: int) -> dict[str, Any]:
     """submitit's parameters of jobs on so many nodes each, one task a node. Raises ValueError where they cannot be."""
-    for name in ("minutes", "cpus_per_task", "array_parallelism", "signal_seconds"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"slurm.{name} is {getattr(settings, name)}: it has to be 1 or more")
     least = settings.signal_seconds // 60 + 2
     if settings.minutes < least:
         raise ValueError(

@@ -1,0 +1,225 @@
+"""The jobs of a study: what they are, and three ways to have them trained.
+
+A job is one or more points, frozen in a file: those that share a trunk, the shortest first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from tinyllama.config.load import ConfigError, Problem, as_dict, digest, run_folder, validate
+from tinyllama.config.schema import RunConfig
+from tinyllama.launch import queue, runs, slurm, trunk
+from tinyllama.launch.launcher import visible_gpus
+from tinyllama.plan.plan import Plan
+from tinyllama.plan.render import counted
+from tinyllama.tracking.record import write_json
+
+JOBS = "jobs"
+SLURM_EVERY = 5.0
+"""Seconds between two questions to SLURM."""
+Train = Callable[[RunConfig], int]
+"""Trains one point and returns the exit status that it would end with alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """The points of a grid, checked and planned, and which of them are one job."""
+
+    name: str
+    folder: Path
+    configs: tuple[RunConfig, ...]
+    plans: tuple[Plan, ...]
+    jobs: tuple[tuple[int, ...], ...]
+
+    @property
+    def tokens(self) -> int:
+        """Of all points, as if each were trained alone."""
+        return sum(plan.tokens for plan in self.plans)
+
+    @property
+    def shared_tokens(self) -> int:
+        """Those that need not be trained, as others have the same trunk."""
+        return sum(trunk.spared_tokens(self.configs, self.plans))
+
+    def finished(self) -> list[int]:
+        """The points that need no training."""
+        return [number for number, config in enumerate(self.configs) if is_finished(config)]
+
+    def jobs_left(self) -> list[int]:
+        """The jobs that have a point to train."""
+        done = set(self.finished())
+        return [number for number, job in enumerate(self.jobs) if not done.issuperset(job)]
+
+    def told(self) -> str:
+        """How much there is to do, in one line."""
+        done = len(self.finished())
+        whole = f"{self.name}: {len(self.configs)} points, {len(self.jobs)} jobs, {counted(self.tokens)} tokens"
+        if self.shared_tokens:
+            left = self.tokens - self.shared_tokens
+            whole += f", of which shared trunks save {self.shared_tokens / self.tokens:.0%}: {counted(left)} to train"
+        return whole + (f"; {done} points are finished" if done else "")
+
+
+def is_finished(config: RunConfig) -> bool:
+    """Whether a point needs no training: its folder holds it, finished."""
+    run_dir = run_folder(config)
+    with suppress(ValueError):  # a folder that cannot be read is the point's own affair
+        return config.resume == "auto" and bool(runs.finished(run_dir)) and runs.thaw(run_dir).digest == digest(config)
+    return False
+
+
+def freeze(study: Study) -> None:
+    """Write the jobs down: what trains them later reads these files, and no YAML."""
+    for number, job in enumerate(study.jobs):
+        configs = [as_dict(study.configs[point]) for point in job]
+        write_json(job_file(study.folder, number), configs)
+
+
+def job_file(folder: Path, number: int) -> Path:
+    """Where a job is written down."""
+    return folder / JOBS / f"{number:03d}.json"
+
+
+def run_job(path: Path, *, meet: str | None, train: Train, console: Console) -> int:
+    """Train the points of a frozen job one after the other; the exit status. Raises ValueError where it is no job.
+
+    Where the job runs on several nodes, meet is the host:port where their launchers do.
+    """
+    try:
+        configs = [validate(config) for config in json.loads(path.read_text())]
+    except (OSError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no job of a study: {error}") from error
+    status = 0
+    for config in configs:
+        console.rule(str(run_folder(config)), align="left")
+        here = replace(config, parallelism=replace(config.parallelism, rendezvous=meet)) if meet else config
+        status = train(here) or status
+    return status
+
+
+def in_turn(study: Study, train: Train, console: Console) -> int:
+    """Each point by this process, job after job; the exit status."""
+    status, number = 0, 0
+    for job in study.jobs:
+        for point in job:
+            config, number = study.configs[point], number + 1
+            console.rule(f"{number} of {len(study.configs)}: {run_folder(config)}", align="left")
+            if is_finished(config):
+                console.print("finished already")
+            else:
+                status = train(config) or status
+    return status
+
+
+def side_by_side(study: Study, program: Path, console: Console) -> int:
+    """Each job a process of its own, so many at a time, with GPUs or cores of its own."""
+    waiting = study.jobs_left()
+    free: list[Mapping[str, str]] = list(_devices(study))
+    running: dict[int, tuple[subprocess.Popen[bytes], Mapping[str, str]]] = {}
+    status, told = 0, set(study.finished())
+    try:
+        while waiting or running:
+            while waiting and free:
+                number, devices = waiting.pop(0), free.pop(0)
+                running[number] = _begin(study, number, program, devices), devices
+                console.print(f"job {number} begins: {job_file(study.folder, number).with_suffix('.log')}")
+            for number, (process, devices) in list(running.items()):
+                if (ended := process.poll()) is not None:
+                    del running[number]
+                    free.append(devices)
+                    status = ended or status
+                    console.print(f"job {number} has {'finished' if not ended else f'ended with status {ended}'}")
+            told = _tell_finished(study, told, console)
+            time.sleep(0.2)
+    finally:
+        for process, _ in running.values():
+            process.terminate()  # it saves and stops
+        for process, _ in running.values():
+            process.wait()
+    return status
+
+
+def _begin(study: Study, number: int, program: Path, devices: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    path = job_file(study.folder, number)
+    with path.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, str(program), "--job", str(path)],
+            env=os.environ | devices,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is passed on by this process, once
+        )
+
+
+def _devices(study: Study) -> Iterator[dict[str, str]]:
+    """What each of the jobs that run at the same time has for itself."""
+    config = study.configs[0]
+    jobs, each = config.study.at_a_time, max(one.parallelism.gpus for one in study.configs)
+    if config.parallelism.device == "cpu":
+        yield from [{}] * jobs
+        return
+    here = visible_gpus()
+    if len(here) < jobs * each:
+        says = f"{jobs} jobs of {each} GPUs each are more than the {len(here)} here: lower it or parallelism.gpus"
+        raise ConfigError([Problem("study.at_a_time", says)])
+    for first in range(0, jobs * each, each):
+        yield {"CUDA_VISIBLE_DEVICES": ",".join(here[first : first + each])}
+
+
+def on_slurm(study: Study, program: Path, console: Console) -> int:
+    """Each job one of an array's. Those that an earlier start has queued, and that have not ended, are waited for."""
+    folder, waiting = study.folder / JOBS, study.jobs_left()
+    note = folder / "slurm.json"
+    ids: dict[int, str] = {}
+    if note.exists():
+        known = {int(number): id_ for number, id_ in json.loads(note.read_text()).items() if int(number) in waiting}
+        states = queue.states(list(known.values()), folder=folder)
+        ids = {number: id_ for (number, id_), state in zip(known.items(), states, strict=True) if not state.ended}
+    for nodes in sorted({study.configs[study.jobs[number][0]].parallelism.nodes for number in waiting}):
+        new = [
+            number
+            for number in waiting
+            if number not in ids and study.configs[study.jobs[number][0]].parallelism.nodes == nodes
+        ]
+        settings = slurm.settings_of([study.configs[study.jobs[number][0]] for number in new])
+        files = [job_file(study.folder, number) for number in new]
+        command = [sys.executable, str(program)]
+        ids |= zip(
+            new, slurm.submit(files, settings=settings, folder=folder, command=command, nodes=nodes), strict=True
+        )
+    write_json(note, ids)
+    told = set(study.finished())
+
+    def progress(states: Sequence[queue.JobState]) -> None:
+        nonlocal told
+        counts = Counter(state.state for state in states)
+        console.print(
+            f"SLURM: {', '.join(f'{count} {state}' for state, count in sorted(counts.items()))}; logs: {folder}"
+        )
+        told = _tell_finished(study, told, console)
+
+    ended = queue.wait(list(ids.values()), folder=folder, progress=progress, every=SLURM_EVERY)
+    return next((state.status or 1 for state in ended if state.status != 0), 0)
+
+
+def _tell_finished(study: Study, told: set[int], console: Console) -> set[int]:
+    """A line for each point that has finished since it was last asked."""
+    done = set(study.finished())
+    for number in sorted(done - told):
+        run_dir = run_folder(study.configs[number])
+        loss = (runs.finished(run_dir) or {})["loss"]
+        console.print(f"{run_dir.name}: a loss of {loss:.3f}; {len(done)} of {len(study.configs)} points")
+    return done
