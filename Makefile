@@ -21,7 +21,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: $(INSTALLED) ## collect text, train a tokenizer and a small model, show what it learnt
 	$(BIN)/python main.py
 
-study: $(INSTALLED) ## train three sizes on four token budgets each
+study: $(INSTALLED) ## train three sizes on three token budgets each, and fit laws to them
 	$(BIN)/python main.py sweeps=smoke
 
 ui: $(INSTALLED) ## open the MLflow UI on the runs of this folder, on loopback

@@ -5,6 +5,7 @@ A job is one or more points, frozen in a file: those that share a trunk, the sho
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -24,9 +25,10 @@ from tinyllama.launch import queue, runs, slurm, trunk
 from tinyllama.launch.launcher import visible_gpus
 from tinyllama.plan.plan import Plan
 from tinyllama.plan.render import counted
-from tinyllama.tracking.record import write_json
+from tinyllama.tracking.record import write_json, write_whole
 
 JOBS = "jobs"
+QUEUED = "slurm.json"
 SLURM_EVERY = 5.0
 """Seconds between two questions to SLURM."""
 Train = Callable[[RunConfig], int]
@@ -82,14 +84,19 @@ def is_finished(config: RunConfig) -> bool:
 
 def freeze(study: Study) -> None:
     """Write the jobs down: what trains them later reads these files, and no YAML."""
-    for number, job in enumerate(study.jobs):
-        configs = [as_dict(study.configs[point]) for point in job]
-        write_json(job_file(study.folder, number), configs)
+    for number in range(len(study.jobs)):
+        write_whole(job_file(study, number), _frozen(study, number))
 
 
-def job_file(folder: Path, number: int) -> Path:
-    """Where a job is written down."""
-    return folder / JOBS / f"{number:03d}.json"
+def _frozen(study: Study, number: int) -> bytes:
+    configs = [as_dict(study.configs[point]) for point in study.jobs[number]]
+    return (json.dumps(configs, indent=2) + "\n").encode()
+
+
+def job_file(study: Study, number: int) -> Path:
+    """Where a job is written down; what is in it names it, so that nothing else is ever written there."""
+    name = hashlib.sha256(_frozen(study, number)).hexdigest()[:8]
+    return study.folder / JOBS / f"{name}.json"
 
 
 def run_job(path: Path, *, meet: str | None, train: Train, console: Console) -> int:
@@ -134,7 +141,7 @@ def side_by_side(study: Study, program: Path, console: Console) -> int:
             while waiting and free:
                 number, devices = waiting.pop(0), free.pop(0)
                 running[number] = _begin(study, number, program, devices), devices
-                console.print(f"job {number} begins: {job_file(study.folder, number).with_suffix('.log')}")
+                console.print(f"job {number} begins: {job_file(study, number).with_suffix('.log')}")
             for number, (process, devices) in list(running.items()):
                 if (ended := process.poll()) is not None:
                     del running[number]
@@ -152,7 +159,7 @@ def side_by_side(study: Study, program: Path, console: Console) -> int:
 
 
 def _begin(study: Study, number: int, program: Path, devices: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    path = job_file(study.folder, number)
+    path = job_file(study, number)
     with path.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, str(program), "--job", str(path)],
@@ -181,38 +188,42 @@ def _devices(study: Study) -> Iterator[dict[str, str]]:
 
 def on_slurm(study: Study, program: Path, console: Console) -> int:
     """Each job one of an array's. Those that an earlier start has queued, and that have not ended, are waited for."""
-    folder, waiting = study.folder / JOBS, study.jobs_left()
-    note = folder / "slurm.json"
-    ids: dict[int, str] = {}
-    if note.exists():
-        known = {int(number): id_ for number, id_ in json.loads(note.read_text()).items() if int(number) in waiting}
-        states = queue.states(list(known.values()), folder=folder)
-        ids = {number: id_ for (number, id_), state in zip(known.items(), states, strict=True) if not state.ended}
-    for nodes in sorted({study.configs[study.jobs[number][0]].parallelism.nodes for number in waiting}):
-        new = [
-            number
-            for number in waiting
-            if number not in ids and study.configs[study.jobs[number][0]].parallelism.nodes == nodes
-        ]
-        settings = slurm.settings_of([study.configs[study.jobs[number][0]] for number in new])
-        files = [job_file(study.folder, number) for number in new]
-        command = [sys.executable, str(program)]
-        ids |= zip(
-            new, slurm.submit(files, settings=settings, folder=folder, command=command, nodes=nodes), strict=True
-        )
-    write_json(note, ids)
+    waiting = study.jobs_left()
+    if not waiting:
+        return 0
+    folder = study.folder / JOBS
+    ids = _queued(folder)
+    nodes_of = {number: study.configs[study.jobs[number][0]].parallelism.nodes for number in waiting}
+    files = {number: job_file(study, number) for number in waiting}
+    for nodes in sorted(set(nodes_of.values())):
+        new = [number for number in waiting if nodes_of[number] == nodes and files[number].stem not in ids]
+        if new:
+            settings = slurm.settings_of([study.configs[study.jobs[number][0]] for number in new])
+            command = [sys.executable, str(program)]
+            submitted = slurm.submit(
+                [files[number] for number in new], settings=settings, folder=folder, command=command, nodes=nodes
+            )
+            ids |= {files[number].stem: id_ for number, id_ in zip(new, submitted, strict=True)}
+            write_json(folder / QUEUED, ids)
     told = set(study.finished())
 
     def progress(states: Sequence[queue.JobState]) -> None:
         nonlocal told
-        counts = Counter(state.state for state in states)
-        console.print(
-            f"SLURM: {', '.join(f'{count} {state}' for state, count in sorted(counts.items()))}; logs: {folder}"
-        )
+        standing = ", ".join(f"{n} {state}" for state, n in sorted(Counter(one.state for one in states).items()))
+        console.print(f"SLURM: {standing}; logs: {folder}")
         told = _tell_finished(study, told, console)
 
-    ended = queue.wait(list(ids.values()), folder=folder, progress=progress, every=SLURM_EVERY)
+    ours = [ids[files[number].stem] for number in waiting]
+    ended = queue.wait(ours, folder=folder, progress=progress, every=SLURM_EVERY)
     return next((state.status or 1 for state in ended if state.status != 0), 0)
+
+
+def _queued(folder: Path) -> dict[str, str]:
+    """The jobs that an earlier start handed over and that have not ended: their ids by the names of their files."""
+    note = folder / QUEUED
+    known: dict[str, str] = json.loads(note.read_text()) if note.exists() else {}
+    states = queue.states(list(known.values()), folder=folder) if known else []
+    return {name: id_ for (name, id_), state in zip(known.items(), states, strict=True) if not state.ended}
 
 
 def _tell_finished(study: Study, told: set[int], console: Console) -> set[int]:

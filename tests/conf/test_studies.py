@@ -60,7 +60,7 @@ def test_every_point_plans_and_is_a_run_of_its_own(points: Callable[[str], Point
     assert len({digest(run) for run, _ in points(study)}) == len(points(study)) > 1
 
 
-@pytest.mark.parametrize(("study", "budgets"), [("token_budget", 9), ("epochs", 7), ("smoke", 4)])
+@pytest.mark.parametrize(("study", "budgets"), [("token_budget", 9), ("epochs", 7), ("smoke", 3)])
 def test_budgets_of_one_size_can_share_a_trunk(points: Callable[[str], Points], study: str, budgets: int) -> None:
     shared: dict[int, list[Plan]] = {}
     for run, plan in points(study):

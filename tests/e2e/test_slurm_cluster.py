@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.conftest import Here
 from tinyllama.launch.queue import JobState, states, wait
 from tinyllama.launch.slurm import Slurm, submit
 
@@ -275,3 +276,23 @@ def test_what_slurm_refuses_is_told(study: Study) -> None:
     settings = Slurm(partition="nowhere")
     with pytest.raises(ValueError, match="invalid partition specified: nowhere"):
         submit([study.here / "job.json"], settings=settings, folder=study.folder, command=COMMAND)
+
+
+def test_a_study_is_trained_by_its_jobs_and_found_again(cluster: None, here: Here) -> None:
+    """The process that began them is killed; the same line waits for the jobs that it had queued."""
+    pytest.importorskip("submitit")
+    line = ["-m", "seed=1,2", "budget.tokens=60K,80K", "schedule=wsd", "checkpoint.every=1000", "train.eval_every=1000"]
+    line += ["runs_dir=runs/slurm", "study.name=array", "study.launcher=slurm", "fit.replicates=20"]
+    folder = here.folder / "runs/slurm/study-array"
+    begun = subprocess.Popen(here.command(*line), cwd=here.folder, stdout=subprocess.PIPE, text=True)
+    until((folder / "jobs/slurm.json").exists, lambda: answer("squeue"), seconds=240)
+    begun.kill()
+    begun.communicate()
+    queued = json.loads((folder / "jobs/slurm.json").read_text())
+    assert len(queued) == 2, "the budgets of one seed are one job"
+    here.run(*line)
+    assert json.loads((folder / "jobs/slurm.json").read_text()) == queued
+    points = json.loads((folder / "study.json").read_text())["points"]
+    assert [point["status"] for point in points] == ["finished"] * 4
+    assert sorted(point["trained_tokens"] // 2048 for point in points) == [40 - 24, 40 - 24, 30, 30]
+    assert here.run(*line).count("SLURM:") == 0, "nothing is left to hand over"
