@@ -58,8 +58,8 @@ def main() -> int:
 def run() -> int:
     """Compose, check every point, then run them one after the other."""
     if sys.argv[1:2] == ["--job"]:  # of a study, frozen: nothing is composed
-        file, *meet = sys.argv[2::2]
-        return attempt(partial(jobs.run_job, Path(file), meet=meet[0] if meet else None, train=point, console=console))
+        file, meet = (*sys.argv[2::2], None, None)[:2]
+        return attempt(partial(jobs.run_job, Path(file or "nothing"), meet=meet, train=point, console=console))
     resolvers.register()
     # Hydra then raises what it would print, and all refusals look alike
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -67,6 +67,7 @@ def run() -> int:
         compose()
         configs = [load(point) for point in points]
         tasks.check(configs)
+        study.check(configs)
     except ConfigError as error:
         return tasks.refuse(*map(str, error.problems))
     except YAMLError as error:
@@ -86,23 +87,26 @@ def run() -> int:
     return status
 
 
-def point(config: RunConfig) -> int:
+def point(config: RunConfig, why: Callable[[str], None] = lambda _: None) -> int:
     """One of the command line's points. Returns the exit status that it would end with alone."""
     requests.begin_part(config.time_limit)
-    return attempt(partial(TASKS[config.task], config))
+    return attempt(partial(TASKS[config.task], config), why)
 
 
-def attempt(work: Callable[[], int | None]) -> int:
-    """Do it, or say why not. Returns the exit status."""
+def attempt(work: Callable[[], int | None], why: Callable[[str], None] = lambda _: None) -> int:
+    """Do it, or say why not, which `why` is told as well. Returns the exit status."""
     try:
         return work() or 0
     except ConfigError as error:
+        why(str(error))
         return tasks.refuse(*map(str, error.problems))
     except ValueError as error:
         requests.check()  # some libraries make another error of what a request raises
+        why(str(error))
         return tasks.refuse(str(error))
     except (launcher.RankError, OSError) as error:
         status = launcher.exit_status(error, requests)
+        why(str(error))
         console.print("failed", error, style="red")
         return status
 

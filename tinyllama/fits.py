@@ -37,6 +37,7 @@ def fit_study(
     """What the points of a study come to; the files that say so. Too few of them is said, and no error."""
     found = collect.of_folders([Path(row["run_dir"]) for row in rows], asked=str(folder), source=config.fit.source)
     title = f"Study {config.study.name}"
+    folder = Path(config.fit.folder or folder)
     return _fitted(config, found, folder, title=title, console=console, runs=rows, summary=[told])
 
 
@@ -52,6 +53,8 @@ def predict(config: RunConfig, *, console: Console) -> None:
         raise ValueError(
             f"predict.fit: {path} is no fit ({error}): name one, as task=fit or a study writes it"
         ) from error
+    if not isinstance(whole, dict) or whole.get("format") != 1:
+        raise ValueError(f"predict.fit: {path} is no fit of this version: fit again, or name what task=fit wrote")
     planned = tasks.plan_of(config, manifest=tasks.manifest_of(config))
     told = foretell(whole, params=planned.parameters.total, tokens=planned.tokens, unique_tokens=planned.unique_tokens)
     loss = told["loss"]

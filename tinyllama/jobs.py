@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,16 +25,21 @@ from tinyllama.config.load import ConfigError, Problem, as_dict, digest, run_fol
 from tinyllama.config.schema import RunConfig
 from tinyllama.launch import queue, runs, slurm, trunk
 from tinyllama.launch.launcher import visible_gpus
+from tinyllama.launch.lifeline import end_with
 from tinyllama.plan.plan import Plan
 from tinyllama.plan.render import counted
 from tinyllama.tracking.record import write_json, write_whole
 
 JOBS = "jobs"
 QUEUED = "slurm.json"
+LAUNCHER = "TINYLLAMA_LAUNCHER"
+"""The environment's word for the process that a job ends with."""
 SLURM_EVERY = 5.0
 """Seconds between two questions to SLURM."""
-Train = Callable[[RunConfig], int]
-"""Trains one point and returns the exit status that it would end with alone."""
+POINTS = "points"
+"""In a study's folder: why those of its points that were refused or have failed did."""
+Train = Callable[[RunConfig, Callable[[str], None]], int]
+"""Trains one point and returns the exit status that it would end with alone; tells its second argument why not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +50,8 @@ class Study:
     folder: Path
     configs: tuple[RunConfig, ...]
     plans: tuple[Plan, ...]
+    texts: tuple[str, ...]
+    """The sha256 of each one's prepared data."""
     jobs: tuple[tuple[int, ...], ...]
 
     @property
@@ -57,7 +66,17 @@ class Study:
 
     def finished(self) -> list[int]:
         """The points that need no training."""
-        return [number for number, config in enumerate(self.configs) if is_finished(config)]
+        return [number for number in range(len(self.configs)) if self.is_finished(number)]
+
+    def is_finished(self, number: int) -> bool:
+        """Whether a point needs no training: its folder holds it, finished."""
+        config = self.configs[number]
+        run_dir = run_folder(config)
+        with suppress(ValueError):  # a folder that cannot be read is the point's own affair
+            if config.resume == "auto" and runs.finished(run_dir):
+                frozen = runs.thaw(run_dir)
+                return (frozen.digest, frozen.data.manifest_sha256) == (digest(config), self.texts[number])
+        return False
 
     def jobs_left(self) -> list[int]:
         """The jobs that have a point to train."""
@@ -72,14 +91,6 @@ class Study:
             left = self.tokens - self.shared_tokens
             whole += f", of which shared trunks save {self.shared_tokens / self.tokens:.0%}: {counted(left)} to train"
         return whole + (f"; {done} points are finished" if done else "")
-
-
-def is_finished(config: RunConfig) -> bool:
-    """Whether a point needs no training: its folder holds it, finished."""
-    run_dir = run_folder(config)
-    with suppress(ValueError):  # a folder that cannot be read is the point's own affair
-        return config.resume == "auto" and bool(runs.finished(run_dir)) and runs.thaw(run_dir).digest == digest(config)
-    return False
 
 
 def freeze(study: Study) -> None:
@@ -108,34 +119,69 @@ def run_job(path: Path, *, meet: str | None, train: Train, console: Console) -> 
         configs = [validate(config) for config in json.loads(path.read_text())]
     except (OSError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no job of a study: {error}") from error
-    status = 0
+    if launcher := os.environ.get(LAUNCHER):
+        end_with(int(launcher), signal.SIGTERM)  # it saves and stops
+    statuses = []
     for config in configs:
         console.rule(str(run_folder(config)), align="left")
         here = replace(config, parallelism=replace(config.parallelism, rendezvous=meet)) if meet else config
-        status = train(here) or status
+        statuses.append(_train(here, train, console))
+    return worst(statuses)
+
+
+def _train(config: RunConfig, train: Train, console: Console) -> int:
+    """One point, whatever becomes of it: the others are not to stop for it. Why it failed is written down."""
+    assert config.study.folder is not None  # a point of a study
+    note = why_not(Path(config.study.folder), run_folder(config))
+    reasons: list[str] = []
+    try:
+        status = train(config, reasons.append)
+    except Exception as error:
+        console.print(traceback.format_exc())
+        reasons.append(f"{type(error).__name__}: {error}")
+        status = 1
+    if status:
+        write_json(note, {"status": status, "reason": "; ".join(reasons)})
+    else:
+        note.unlink(missing_ok=True)
     return status
+
+
+def why_not(folder: Path, run_dir: Path) -> Path:
+    """Where a study keeps why a point was not trained."""
+    return folder / POINTS / f"{run_dir.name}.json"
+
+
+def worst(statuses: Iterable[int]) -> int:
+    """The exit status of several: interrupted, a full disk, failed or refused, stopped and to be started again."""
+    known = set(statuses) - {0}
+    for status in (130, os.EX_IOERR):
+        if status in known:
+            return status
+    return 1 if known - {os.EX_TEMPFAIL} else max(known, default=0)
 
 
 def in_turn(study: Study, train: Train, console: Console) -> int:
     """Each point by this process, job after job; the exit status."""
-    status, number = 0, 0
+    statuses, number = [], 0
     for job in study.jobs:
         for point in job:
             config, number = study.configs[point], number + 1
             console.rule(f"{number} of {len(study.configs)}: {run_folder(config)}", align="left")
-            if is_finished(config):
+            if study.is_finished(point):
                 console.print("finished already")
             else:
-                status = train(config) or status
-    return status
+                statuses.append(_train(config, train, console))
+    return worst(statuses)
 
 
 def side_by_side(study: Study, program: Path, console: Console) -> int:
     """Each job a process of its own, so many at a time, with GPUs or cores of its own."""
     waiting = study.jobs_left()
-    free: list[Mapping[str, str]] = list(_devices(study))
+    free: list[Mapping[str, str]] = list(shared_out(study.configs))
     running: dict[int, tuple[subprocess.Popen[bytes], Mapping[str, str]]] = {}
-    status, told = 0, set(study.finished())
+    statuses: list[int] = []
+    told = set(study.finished())
     try:
         while waiting or running:
             while waiting and free:
@@ -146,7 +192,7 @@ def side_by_side(study: Study, program: Path, console: Console) -> int:
                 if (ended := process.poll()) is not None:
                     del running[number]
                     free.append(devices)
-                    status = ended or status
+                    statuses.append(ended)
                     console.print(f"job {number} has {'finished' if not ended else f'ended with status {ended}'}")
             told = _tell_finished(study, told, console)
             time.sleep(0.2)
@@ -155,7 +201,7 @@ def side_by_side(study: Study, program: Path, console: Console) -> int:
             process.terminate()  # it saves and stops
         for process, _ in running.values():
             process.wait()
-    return status
+    return worst(statuses)
 
 
 def _begin(study: Study, number: int, program: Path, devices: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -163,7 +209,7 @@ def _begin(study: Study, number: int, program: Path, devices: Mapping[str, str])
     with path.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, str(program), "--job", str(path)],
-            env=os.environ | devices,
+            env=os.environ | devices | {LAUNCHER: str(os.getpid())},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -171,11 +217,11 @@ def _begin(study: Study, number: int, program: Path, devices: Mapping[str, str])
         )
 
 
-def _devices(study: Study) -> Iterator[dict[str, str]]:
-    """What each of the jobs that run at the same time has for itself."""
-    config = study.configs[0]
-    jobs, each = config.study.at_a_time, max(one.parallelism.gpus for one in study.configs)
-    if config.parallelism.device == "cpu":
+def shared_out(configs: Sequence[RunConfig]) -> Iterator[dict[str, str]]:
+    """What each of the jobs that run at the same time has for itself. Raises ConfigError where there is not enough."""
+    jobs = configs[0].study.at_a_time
+    each = max(one.parallelism.gpus if one.parallelism.device == "cuda" else 0 for one in configs)
+    if not each:
         yield from [{}] * jobs
         return
     here = visible_gpus()
@@ -215,7 +261,7 @@ def on_slurm(study: Study, program: Path, console: Console) -> int:
 
     ours = [ids[files[number].stem] for number in waiting]
     ended = queue.wait(ours, folder=folder, progress=progress, every=SLURM_EVERY)
-    return next((state.status or 1 for state in ended if state.status != 0), 0)
+    return worst(1 if state.status is None else state.status for state in ended)
 
 
 def _queued(folder: Path) -> dict[str, str]:
@@ -228,8 +274,11 @@ def _queued(folder: Path) -> dict[str, str]:
 
 def _tell_finished(study: Study, told: set[int], console: Console) -> set[int]:
     """A line for each point that has finished since it was last asked."""
-    done = set(study.finished())
-    for number in sorted(done - told):
+    done = set(told)
+    for number in range(len(study.configs)):
+        if number in told or not study.is_finished(number):
+            continue
+        done.add(number)
         run_dir = run_folder(study.configs[number])
         loss = (runs.finished(run_dir) or {})["loss"]
         console.print(f"{run_dir.name}: a loss of {loss:.3f}; {len(done)} of {len(study.configs)} points")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import traceback
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,18 +21,38 @@ from rich.console import Console
 from rich.table import Table
 
 from tinyllama import fits, jobs, tasks
-from tinyllama.config.load import as_dict, digest, run_folder
+from tinyllama.config.load import ConfigError, Problem, as_dict, digest, run_folder
 from tinyllama.config.schema import RunConfig
 from tinyllama.jobs import Study
 from tinyllama.launch import trunk
 from tinyllama.launch.signals import requests
-from tinyllama.plan.plan import Plan
 from tinyllama.plan.render import counted
-from tinyllama.tracking.folder import RESULT
+from tinyllama.scaling.collect import STUDY
+from tinyllama.tracking.folder import RESULT, alone, is_kept
 from tinyllama.tracking.parent import Parent
 from tinyllama.tracking.record import write_json
 
-STUDY = "study.json"
+
+def check(configs: Sequence[RunConfig]) -> None:
+    """Raise ConfigError for a grid that cannot be trained as a study."""
+    points = [config for config in configs if config.task == "train"]
+    if len(points) < 2:
+        return
+    problems = []
+    for folder, times in Counter(map(run_folder, points)).items():
+        if times > 1:
+            says = f"{times} points of the grid are one run, {folder}: let them differ in what determines a run"
+            problems.append(Problem("hydra.sweeper.params", says))
+    if points[0].study.launcher == "here" and points[0].study.at_a_time > 1:
+        if any(config.parallelism.nodes > 1 for config in points):
+            says = "jobs on several nodes cannot run side by side here, as they meet at one address: set it to 1"
+            problems.append(Problem("study.at_a_time", says))
+        try:
+            list(jobs.shared_out(points))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
 
 
 def compiled(configs: Sequence[RunConfig], *, console: Console) -> Study:
@@ -41,8 +63,9 @@ def compiled(configs: Sequence[RunConfig], *, console: Console) -> Study:
         tasks.prepared(config, console=console)
     whole = [_point(config, name=name, folder=folder) for config in configs]
     plans = [tasks.plan_of(config, manifest=tasks.manifest_of(config)) for config in whole]
+    texts = [tasks.identity_of(config).manifest_sha256 for config in whole]
     grouped = tuple(tuple(job) for job in trunk.jobs_of(whole, plans))
-    return Study(name=name, folder=folder, configs=tuple(whole), plans=tuple(plans), jobs=grouped)
+    return Study(name=name, folder=folder, configs=tuple(whole), plans=tuple(plans), texts=tuple(texts), jobs=grouped)
 
 
 def _point(config: RunConfig, *, name: str, folder: Path) -> RunConfig:
@@ -65,6 +88,11 @@ def run(configs: Sequence[RunConfig], *, train: jobs.Train, program: Path, conso
     """
     requests.begin_part(configs[0].time_limit)
     study = compiled(configs, console=console)
+    with alone(study.folder):
+        return _run(study, train=train, program=program, console=console)
+
+
+def _run(study: Study, *, train: jobs.Train, program: Path, console: Console) -> int:
     jobs.freeze(study)
     console.print(study.told())
     with Parent.opened(study.configs[0], study.folder, study.name, report=console.print) as parent:
@@ -78,7 +106,7 @@ def run(configs: Sequence[RunConfig], *, train: jobs.Train, program: Path, conso
         finally:
             for config in study.configs:
                 parent.close_child(run_folder(config))
-        rows = [row_of(config, plan) for config, plan in zip(study.configs, study.plans, strict=True)]
+        rows = [row_of(study, number) for number in range(len(study.configs))]
         console.print(table_of(rows))
         write_json(study.folder / STUDY, {"name": study.name, "told": study.told(), "points": rows})
         artifacts = [study.folder / STUDY, *_fitted(study, rows, console)]
@@ -90,17 +118,25 @@ def _fitted(study: Study, rows: Sequence[Mapping[str, Any]], console: Console) -
     """The files of a fit to the points; that there are too few of them is no failure of theirs."""
     try:
         return fits.fit_study(study.configs[0], rows, study.told(), folder=study.folder, console=console)
-    except ValueError as error:
-        console.print(f"not fitted: {error}")
+    except Exception as error:
+        console.print(f"not fitted: {error}" if isinstance(error, ValueError) else traceback.format_exc())
         return []
 
 
-def row_of(config: RunConfig, plan: Plan) -> dict[str, Any]:
+def row_of(study: Study, number: int) -> dict[str, Any]:
     """What came of a point: its status and loss, and why it has none."""
-    run_dir = run_folder(config)
-    branch, result = trunk.branch_of(run_dir), {"status": "not begun"}
+    plan, run_dir = study.plans[number], run_folder(study.configs[number])
+    branch = trunk.branch_of(run_dir)
+    result: dict[str, Any] = {"status": "not begun"}
     with suppress(OSError, ValueError):
-        result = json.loads((run_dir / RESULT).read_text())
+        result |= json.loads((run_dir / RESULT).read_text())
+    if result["status"] == "running" and not is_kept(run_dir):
+        result |= {"status": "killed", "reason": "the same line goes on from its newest checkpoint"}
+    with suppress(OSError, ValueError):
+        failed = json.loads(jobs.why_not(study.folder, run_dir).read_text())
+        result |= {"reason": result.get("reason") or failed["reason"], "loss": None}
+        if result["status"] in ("finished", "not begun"):
+            result["status"] = "refused" if failed["status"] == 2 else "failed"
     return {
         "name": run_dir.name,
         "run_dir": str(run_dir),

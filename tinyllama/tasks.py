@@ -70,6 +70,16 @@ def manifest_of(config: RunConfig) -> Manifest | None:
     return prepare.find(config.data, data_dir=Path(config.data_dir))
 
 
+def identity_of(config: RunConfig) -> runs.DataIdentity:
+    """Which prepared data a run is trained on."""
+    from tinyllama.data import prepare
+
+    manifest = manifest_of(config)
+    assert manifest is not None  # it has been prepared
+    folder = prepare.dataset_dir(config.data, data_dir=Path(config.data_dir)).resolve()
+    return runs.DataIdentity.of(folder, tokenizer_sha256=manifest.tokenizer.sha256)
+
+
 def plan_of(config: RunConfig, *, manifest: Manifest | None) -> Plan:
     """What a run will take, at the rate that an earlier run of its model measured, if there was one."""
     return make_plan(config, measured_tokens=sizes(manifest), measured_rate=runs.measured_rate(config))

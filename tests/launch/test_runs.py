@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -195,3 +196,15 @@ def test_the_batches_behind_a_run_cannot_be_changed(tmp_path: Path, config: Conf
     assert contents(run_dir) == before
     state.write_text("{}")
     assert begin(run_dir, forced, data), "whoever resumes finds it damaged"
+
+
+def test_a_run_that_is_forced_on_says_that_it_was_changed(tmp_path: Path, config: Config, data: DataIdentity) -> None:
+    run_dir = tmp_path / "run"
+    begin(run_dir, of(config, steps=200), data)
+    begin(run_dir, of(config, "resume=force", f"run_dir={run_dir}", steps=200), data)
+    assert not thaw(run_dir).changed, "it is the same run"
+    other = replace(data, manifest_sha256="f" * 64)
+    begin(run_dir, of(config, "resume=force", f"run_dir={run_dir}", steps=200), other)
+    assert thaw(run_dir).changed, "the data is another"
+    begin(run_dir, of(config, f"run_dir={run_dir}", steps=200), other)
+    assert thaw(run_dir).changed, "and stays so"

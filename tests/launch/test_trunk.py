@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tinyllama.config.schema import RunConfig
+from tinyllama.engine.checkpoint import sha256_of, write_state
 from tinyllama.launch import runs, trunk
 from tinyllama.launch.runs import DataIdentity
 from tinyllama.launch.trunk import Branch
@@ -48,8 +50,10 @@ def trained(run: RunConfig, data: DataIdentity, *, steps: list[int], changed: bo
     for step in steps:
         place = folder / "checkpoints" / f"step-{step:09d}"
         place.mkdir()
-        (place / "state.json").write_text(json.dumps({"state": {"meta": {"tokens": plan.tokens_by(step)}}}))
-        (place / "weights-0.safetensors").write_bytes(f"weights of {step}".encode())
+        weights = place / "weights-0.safetensors"
+        weights.write_bytes(f"weights of {step}".encode())
+        meta = {"tokens": plan.tokens_by(step)}
+        write_state(place, step=step, meta=meta, files={weights.name: sha256_of(weights)})
         lines.append({"kind": "train", "step": step, "time": 2.0, "tokens": plan.tokens_by(step), "loss": 1 / step})
     lines.append({"kind": "end", "time": 3.0, "status": "FINISHED"})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -77,7 +81,8 @@ def test_points_that_differ_in_budget_alone_are_one_job_the_shortest_first(of: C
 
 def test_the_shape_of_the_decay_is_no_part_of_the_trunk(of: Config) -> None:
     configs = [of(steps=100), of("schedule.decay_fraction=0.1", steps=100), of("schedule.min_ratio=0", steps=100)]
-    assert trunk.jobs_of(configs, plans(configs)) == [[0, 1, 2]]
+    assert trunk.jobs_of(configs, plans(configs)) == [[0, 2, 1]], "by where they branch off"
+    assert trunk.spared_tokens(configs, plans(configs)) == [0, 80 * BATCH, 80 * BATCH]
     others = [of(), of("schedule.warmup_steps=6"), of("model.n_layers=2"), of("train.batch_tokens=4096")]
     assert len(trunk.jobs_of(others, plans(others))) == 4
 
@@ -124,6 +129,7 @@ def test_what_comes_after_the_others_decay_began_is_not_taken(of: Config, data: 
         ["study.share_trunks=false"],
         ["train.precision=bf16"],
         ["spikes.threshold=5"],
+        ["init_from=runs/other"],
     ],
 )
 def test_another_run_takes_nothing(of: Config, data: DataIdentity, line: list[str]) -> None:
@@ -135,6 +141,31 @@ def test_another_run_takes_nothing(of: Config, data: DataIdentity, line: list[st
 def test_a_changed_run_and_other_data_are_no_trunk(of: Config, data: DataIdentity) -> None:
     trained(of(steps=200), data, steps=[100], changed=True)
     trained(of(steps=200), data, steps=[100], data_of="c")
+    assert adopted(of(steps=400), data) is None
+
+
+def test_one_that_begins_with_anothers_weights_is_no_trunk(of: Config, data: DataIdentity) -> None:
+    """The folder may hold other weights by now."""
+    trained(of("init_from=runs/base", steps=200), data, steps=[100])
+    assert adopted(of("init_from=runs/base", steps=400), data) is None
+
+
+@pytest.mark.parametrize("name", ["weights-0.safetensors", "state.json"])
+def test_a_damaged_trunk_is_passed_over(of: Config, data: DataIdentity, name: str) -> None:
+    longest = trained(of(steps=200), data, steps=[100, 160])
+    shorter = trained(of(steps=100), data, steps=[80])
+    for step, expected in ((160, str(longest)), (100, str(shorter)), (80, None)):
+        folder = shorter if step == 80 else longest
+        file = folder / f"checkpoints/step-{step:09d}" / name
+        file.write_bytes(file.read_bytes()[:-3] + b"???")
+        branch = adopted(of(steps=400), data)
+        assert (branch and branch.run) == expected
+        shutil.rmtree(Path(of().runs_dir) / "ours", ignore_errors=True)
+
+
+def test_a_journal_that_cannot_be_read_is_passed_over(of: Config, data: DataIdentity) -> None:
+    folder = trained(of(steps=200), data, steps=[100])
+    (folder / "metrics.jsonl").write_text("no JSON\n")
     assert adopted(of(steps=400), data) is None
 
 

@@ -85,6 +85,10 @@ def test_folders_patterns_and_single_runs_are_named_alike(runs: Path, monkeypatc
     assert run_folders(".") == [Path("a"), Path("b")]
     assert run_folders("[b-z]") == [Path("b")]
     assert run_folders(str(runs / "a")) == [runs / "a"]
+    (runs / "study-s").mkdir()
+    (runs / "study-s/study.json").write_text(json.dumps({"points": [{"name": "b"}, {"name": "gone"}]}))
+    assert run_folders("study-s") == [Path("b"), Path("gone")]
+    assert [run.reason for run in collect("study-s").excluded] == ["it has no result.json"]
     with pytest.raises(ValueError, match=r"fit.runs: nothing-\* holds no run: name run folders, a pattern of them"):
         collect("nothing-*")
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,9 +18,11 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.tracking import servers
+from tinyllama.config.load import as_dict
+from tinyllama.config.schema import RunConfig
 from tinyllama.tracking import writer as writer_module
 from tinyllama.tracking.journal import Journal
-from tinyllama.tracking.mlflow import MlflowRun
+from tinyllama.tracking.mlflow import MlflowRun, runs_of
 from tinyllama.tracking.store import Mirror, Point, default_uri, flatten
 from tinyllama.tracking.writer import MlflowWriter
 
@@ -336,3 +338,28 @@ def test_three_processes_share_one_fresh_store(tmp_path: Path) -> None:
     for folder in folders:
         assert stored(uri, folder)[1].info.status == "FINISHED"
         assert history(uri, folder, "train/loss") == [(1, 2.0)]
+
+
+def test_an_experiments_runs_are_read_back_but_for_the_studies(
+    tmp_path: Path, config: Callable[..., RunConfig]
+) -> None:
+    runs_dir = tmp_path / "runs"
+    plain = as_dict(config(f"runs_dir={runs_dir}"))
+    uri = default_uri(runs_dir)
+    with pytest.raises(ValueError, match=r"fit.runs: there is no MLflow store at .*mlflow.db: set tracking.uri"):
+        runs_of(uri, "tinyllama")
+    assert not runs_dir.exists()
+    runs_dir.mkdir()
+    for name in ("study", "a"):
+        (runs_dir / name).mkdir()
+    parent = MlflowRun(Mirror.of_study(runs_dir / "study", plain, name="s"))
+    parent.end("FINISHED")
+    child = as_dict(config(f"runs_dir={runs_dir}", f"study.folder={runs_dir / 'study'}", "study.name=s"))
+    run = MlflowRun(Mirror.of(runs_dir / "a", child, digest="abc"))
+    assert run.is_running
+    run.end("FINISHED")
+    assert not run.is_running
+    [found] = runs_of(uri, "tinyllama")
+    assert (found["name"], found["status"], found["params"]["model.d_model"]) == ("a", "FINISHED", "128")
+    with pytest.raises(ValueError, match="has no experiment other"):
+        runs_of(uri, "other")

@@ -103,6 +103,15 @@ def nodes_meet(task: str, parallelism: Parallelism, study: Study) -> Broken:
         yield "parallelism.rendezvous", f"port {port} does not exist: take one of 1 to 65535, such as 29400"
 
 
+def a_requeued_job_goes_on(resume: str, study: Study) -> Broken:
+    """A job on SLURM is the same command each time that it is queued again."""
+    if resume == "never" and study.launcher == "slurm":
+        yield (
+            "resume",
+            "never would start a job over each time that SLURM queues it: use auto, or another runs_dir",
+        )
+
+
 def generate_has_a_run(task: str, generate: Generate) -> Broken:
     """task=generate continues text with a run's weights."""
     if task == "generate" and generate.run is None:
@@ -221,6 +230,7 @@ RULES: tuple[Callable[..., Broken], ...] = (
     one_budget,
     decay_belongs_to_wsd,
     nodes_meet,
+    a_requeued_job_goes_on,
     generate_has_a_run,
     kernels_can_run,
     evaluation_holds_a_sequence,

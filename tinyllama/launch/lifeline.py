@@ -154,6 +154,13 @@ def _size(ranks: int) -> int:
     return 8 * _HEADER + (8 * _SLOT + _TEXT) * ranks
 
 
+def end_with(launcher: int, number: signal.Signals) -> None:
+    """Let this process get a signal when the one with this process id, which started it, ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+    if os.getppid() != launcher:  # it died before
+        os._exit(1)
+
+
 class Lifeline:
     """A rank's end of the line. One that is made without a board belongs to no launcher, as in a test."""
 
@@ -171,9 +178,7 @@ class Lifeline:
         """
         # Kills a rank that is stopped or stuck in C as well. It fires when the thread that started this process ends,
         # which is the launcher's main thread.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != launcher:  # it died before
-            os._exit(1)
+        end_with(launcher, signal.SIGKILL)
         line = cls(Board.open(board), local=local)
         # faulthandler writes to the descriptor from a signal handler in C: the file is open as long as the process
         faulthandler.register(signal.SIGUSR1, file=os.open(stacks, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), chain=False)

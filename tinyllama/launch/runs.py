@@ -89,7 +89,9 @@ def freeze(run_dir: Path, config: RunConfig, data: DataIdentity, plan: Plan, *, 
     if not writes:
         return True
     # what a run was changed to while it was under way does not tell what its steps were
-    other = earlier is not None and (earlier.changed or earlier.digest != frozen.digest)
+    other = earlier is not None and (
+        earlier.changed or earlier.digest != frozen.digest or earlier.data.manifest_sha256 != data.manifest_sha256
+    )
     run_dir.mkdir(parents=True, exist_ok=True)
     for stale in (RESULT, FAILURE):  # what an earlier attempt failed of is past
         (run_dir / stale).unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +39,21 @@ class Branch:
 
 
 def trunk(config: RunConfig, *, batch_tokens: int) -> dict[str, Any] | None:
-    """All that determines a run's steps before its decay, as plain data; None for a schedule that has no plateau."""
-    if config.schedule.name != "wsd":
+    """All that determines a run's steps before its decay, as plain data.
+
+    None for a schedule that has no plateau, and for a run that begins with another's weights, which may have been
+    trained anew since.
+    """
+    if config.schedule.name != "wsd" or config.init_from:
         return None
     kept = essence(config)
     del kept["budget"], kept["schedule"]["decay_fraction"], kept["schedule"]["min_ratio"]
     return kept | {"batch_tokens": batch_tokens}
+
+
+def _shares(config: RunConfig) -> bool:
+    """Whether a run takes what others have trained; one that is to start over does not."""
+    return config.study.share_trunks and config.resume != "never"
 
 
 def jobs_of(configs: Sequence[RunConfig], plans: Sequence[Plan]) -> list[list[int]]:
@@ -52,9 +61,9 @@ def jobs_of(configs: Sequence[RunConfig], plans: Sequence[Plan]) -> list[list[in
     them; each of the others alone."""
     jobs: dict[str, list[int]] = {}
     for number, (config, plan) in enumerate(zip(configs, plans, strict=True)):
-        common = trunk(config, batch_tokens=plan.batch_tokens) if config.study.share_trunks else None
+        common = trunk(config, batch_tokens=plan.batch_tokens) if _shares(config) else None
         jobs.setdefault(json.dumps(common) if common else str(number), []).append(number)
-    return [sorted(job, key=lambda number: plans[number].steps) for job in jobs.values()]
+    return [sorted(job, key=lambda number: (plans[number].branch_step or 0, number)) for job in jobs.values()]
 
 
 def spared_tokens(configs: Sequence[RunConfig], plans: Sequence[Plan]) -> list[int]:
@@ -81,15 +90,21 @@ def adopt(config: RunConfig, plan: Plan, *, run_dir: Path, data: runs.DataIdenti
     The checkpoint's files are the other's own, by another name, and the journal begins with the other's. The checkpoint
     is named last: what is cut short before that is done again.
     """
-    if config.resume == "never" or not config.study.share_trunks or runs.steps_taken(run_dir):
+    from tinyllama.engine.checkpoint import Checkpoint
+
+    if not _shares(config) or runs.steps_taken(run_dir):
         return None
     (run_dir / BRANCH).unlink(missing_ok=True)
     for step, place in sorted(_trunks(config, plan, data), reverse=True):
         other = place.parent.parent
-        with suppress(FileNotFoundError):  # it may be removed meanwhile
-            branch = Branch(run=str(other), step=step, tokens=plan.tokens_by(step))
-            _take(place, run_dir=run_dir, other=other, branch=branch)
-            return branch
+        branch = Branch(run=str(other), step=step, tokens=plan.tokens_by(step))
+        try:
+            Checkpoint.at(place).verify()
+            lines = [line for line in read(other / JOURNAL) if line["kind"] != "end" and line["step"] <= step]
+        except (OSError, ValueError, KeyError):  # removed meanwhile, damaged, not ours to read: there may be another
+            continue
+        _take(place, lines, run_dir=run_dir, branch=branch)
+        return branch
     return None
 
 
@@ -103,8 +118,10 @@ def _trunks(config: RunConfig, plan: Plan, data: runs.DataIdentity) -> Iterator[
             frozen, planned = json.loads(path.read_text()), json.loads((path.parent / PLAN).read_text())
             if frozen.get("changed") or frozen["data"]["manifest_sha256"] != data.manifest_sha256:
                 continue
+            if frozen["config"]["model"]["d_model"] != config.model.d_model or planned["branch_step"] is None:
+                continue  # checking all of a configuration takes its time
             theirs = trunk(validate(frozen["config"]), batch_tokens=planned["batch_tokens"])
-            if theirs != wanted or planned["branch_step"] is None:
+            if theirs != wanted:
                 continue
             most = min(plan.branch_step, planned["branch_step"])
             for step, place in runs.checkpoints(path.parent):
@@ -112,18 +129,15 @@ def _trunks(config: RunConfig, plan: Plan, data: runs.DataIdentity) -> Iterator[
                     yield step, place
 
 
-def _take(place: Path, *, run_dir: Path, other: Path, branch: Branch) -> None:
+def _take(place: Path, lines: Sequence[Mapping[str, Any]], *, run_dir: Path, branch: Branch) -> None:
     partial = run_dir / runs.CHECKPOINTS / f".{place.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for file in place.iterdir():
         try:
             os.link(file, partial / file.name)
-        except FileNotFoundError:
-            raise
         except OSError:  # another filesystem, or one without links
             shutil.copy2(file, partial / file.name)
-    lines = [record for record in read(other / JOURNAL) if record["kind"] != "end" and record["step"] <= branch.step]
     write_whole(run_dir / JOURNAL, "".join(json.dumps(record) + "\n" for record in lines).encode())
     write_json(run_dir / BRANCH, {"run": branch.run, "step": branch.step, "tokens": branch.tokens})
     partial.rename(partial.with_name(place.name))

@@ -16,6 +16,7 @@ from tinyllama.scaling.points import Point, read_csv
 from tinyllama.tracking.folder import CONFIG, PLAN, RESULT
 
 MLFLOW = "mlflow:"
+STUDY = "study.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +63,18 @@ def collect(
 
 
 def run_folders(runs: str) -> list[Path]:
-    """The run folders that a folder or a pattern names, sorted."""
+    """The run folders that a folder, a study's folder or a pattern names."""
     named = [Path(path) for path in sorted(glob(runs))]  # noqa: PTH207 - a pattern may be absolute
-    inside = [path.parent for folder in named for path in sorted(folder.glob(f"*/{CONFIG}"))]
-    return [folder for folder in named if (folder / CONFIG).exists()] or inside
+    found: list[Path] = []
+    for folder in named:
+        if (folder / CONFIG).exists():
+            found.append(folder)
+        elif (folder / STUDY).exists():
+            points = json.loads((folder / STUDY).read_text())["points"]
+            found += [folder.parent / point["name"] for point in points]
+        else:
+            found += [path.parent for path in sorted(folder.glob(f"*/{CONFIG}"))]
+    return found
 
 
 def of_folders(folders: Iterable[Path], *, asked: str, source: str | None = None) -> Collected:

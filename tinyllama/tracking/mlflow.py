@@ -17,6 +17,7 @@ from tinyllama.tracking.store import (
     artifact_root,
     noted,
     noted_run,
+    reach,
     series,
     sqlite_file,
     without_password,
@@ -122,6 +123,10 @@ def runs_of(uri: str, experiment: str) -> list[Mapping[str, Any]]:
     """The runs of an experiment: name, status, params and last metrics. Raises ValueError where there is none."""
     from mlflow import MlflowClient
 
+    database = sqlite_file(uri)
+    if database and not database.exists():
+        raise ValueError(f"fit.runs: there is no MLflow store at {database}: set tracking.uri or runs_dir")
+    reach(uri, timeout=5.0)
     client = MlflowClient(tracking_uri=uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:
@@ -131,7 +136,7 @@ def runs_of(uri: str, experiment: str) -> list[Mapping[str, Any]]:
     runs: list[Mapping[str, Any]] = []
     token: str | None = None
     while True:
-        page = client.search_runs([found.experiment_id], filter_string="tags.role != 'study'", page_token=token)
+        page = client.search_runs([found.experiment_id], page_token=token)
         runs += [
             {
                 "name": run.info.run_name,
@@ -140,6 +145,7 @@ def runs_of(uri: str, experiment: str) -> list[Mapping[str, Any]]:
                 "metrics": run.data.metrics,
             }
             for run in page
+            if run.data.tags.get("role") != "study"
         ]
         token = page.token
         if not token:
