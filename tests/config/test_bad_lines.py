@@ -76,6 +76,7 @@ TYPES_AND_VALUES = [
     ("parallelism.device=gpu", "parallelism.device: 'gpu' should be cpu or cuda"),
     ("parallelism.zero_stage=0", "parallelism.zero_stage: 0 should be 1, 2 or 3"),
     ("parallelism.micro_batch=many", "parallelism.micro_batch: 'many' should be a whole number"),
+    ("slurm.minutes=0", "slurm.minutes: 0 should be greater than 0"),
     ("study.at_a_time=0", "study.at_a_time: 0 should be greater than 0"),
     ("fit.held_out=1", "fit.held_out: 1 should be less than 1"),
     ("hardware.mfu=0", "hardware.mfu: 0 should be greater than 0"),
@@ -216,6 +217,10 @@ BETWEEN = [
     (
         "spikes.skip=[[8,16],[16,24]]",
         "spikes.skip: [16, 24]: write [first, end], first < end, in order, touching ones joined",
+    ),
+    (
+        "resume=never study.launcher=slurm",
+        "resume: never would start a job over each time that SLURM queues it: use auto, or another runs_dir",
     ),
     (
         "resume=never parallelism.nodes=2 parallelism.rendezvous=node1:29400",

@@ -137,8 +137,6 @@ def test_no_jobs_are_no_array(programs: Programs, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"minutes": 0}, r"slurm\.minutes is 0: it has to be 1 or more"),
-        ({"array_parallelism": 0}, r"slurm\.array_parallelism is 0"),
         ({"minutes": 3}, r"minutes is 3, and .* up to 180 seconds before its end: set slurm\.minutes=4 or more, or"),
     ],
 )
