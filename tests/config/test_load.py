@@ -180,7 +180,7 @@ def changed(plain: dict[str, Any], change: dict[str, Any]) -> RunConfig:
 
 def leaves(plain: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in plain.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key
