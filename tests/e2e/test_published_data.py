@@ -84,4 +84,6 @@ def test_killed_in_the_middle_of_a_ramp_it_ends_the_same(here: Here, raw: list[s
 def test_a_stage_too_short_for_its_sources_is_refused_at_once(here: Here) -> None:
     line = ["stages=[{tokens:1K},{ramp:512,batch_tokens:1024}]", "model.context=256", "parallelism.micro_batch=4"]
     told = here.run("task=plan", *line, base=[], expect=2)
-    assert told == ("refused stages: stage 2 has a ramp of 2 samples; the least for 2 sources is 4: make it longer, or 0\n")
+    assert told == (
+        "refused stages: stage 2 has a ramp of 2 samples; the least for 2 sources is 4: make it longer, or 0\n"
+    )
