@@ -162,3 +162,10 @@ def test_of_many_sizes_a_few_have_a_line() -> None:
 )
 def test_round_places_on_a_logarithmic_axis(low: float, high: float, most: int, ticks: list[float]) -> None:
     assert panels.places(low, high, most=most) == pytest.approx(ticks)
+
+
+def test_a_band_without_end_does_not_hide_the_points() -> None:
+    _, axes = panels.panel()
+    axes.fill_between([1, 2], [0, 0], [1e4, 1e4])
+    panels.near(axes, [3.0, 5.0])
+    assert axes.get_ylim() == (1.0, 7.0)

@@ -140,6 +140,14 @@ def legend(figure: Figure, axes: Axes, found: Sequence[Series] = (), *, lines: b
     )  # fmt: skip
 
 
+def near(axes: Axes, losses: Sequence[float]) -> None:
+    """Show what is at most as far from these losses as they are from each other: a band may have no end."""
+    low, high = min(losses), max(losses)
+    span = max(high - low, 0.02 * high)
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(bottom, low - span), min(top, high + span))
+
+
 def loss_axis(axis: Axis, label: str = "held-out loss (nats per token)") -> None:
     """Losses on an even scale."""
     axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))

@@ -79,6 +79,7 @@ def _against_tokens(fit: Mapping[str, Any], points: Sequence[Mapping[str, Any]],
     law = fit["laws"].get(key)
     panels.draw_sizes(axes, points, key, law, against=lambda _, tokens: tokens)
     panels.log_axis(axes.xaxis, "training tokens", short_count)
+    panels.near(axes, [point["loss"] for point in points])
     panels.loss_axis(axes.yaxis)
     panels.legend(figure, axes, series(points, by_unique=key == "repeated"))
     caption = "Held-out loss against training tokens, a line for each size."
@@ -108,6 +109,7 @@ def _against_flops(fit: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) 
             "Look for how far above it a small model stays when trained for long, and whether points lie below it."
         )
     panels.log_axis(axes.xaxis, "training compute C = 6ND (FLOPs)", notation.scientific)
+    panels.near(axes, [point["loss"] for point in points])
     panels.loss_axis(axes.yaxis)
     panels.legend(figure, axes, series(points, by_unique=key == "repeated"))
     return Plot("loss-flops", figure, caption + _marks(points, key))
