@@ -87,9 +87,9 @@ class Study:
         """How much there is to do, in one line."""
         done = len(self.finished())
         whole = f"{self.name}: {len(self.configs)} points, {len(self.jobs)} jobs, {counted(self.tokens)} tokens"
-        if self.shared_tokens:
-            left = self.tokens - self.shared_tokens
-            whole += f", of which shared trunks save {self.shared_tokens / self.tokens:.0%}: {counted(left)} to train"
+        if spared := self.shared_tokens:
+            left = self.tokens - spared
+            whole += f", of which shared trunks save {spared / self.tokens:.0%}: {counted(left)} to train"
         return whole + (f"; {done} points are finished" if done else "")
 
 

@@ -84,7 +84,7 @@ def _digest_of(configs: Sequence[RunConfig]) -> str:
 def run(configs: Sequence[RunConfig], *, train: jobs.Train, program: Path, console: Console) -> int:
     """Train every point that is not finished, fit what came out and tell it; the exit status.
 
-    A point that fails stops no other. The parent run in MLflow is closed however this ends.
+    A point that fails stops no other. The parent run in MLflow is closed where this ends, fails or is stopped.
     """
     requests.begin_part(configs[0].time_limit)
     study = compiled(configs, console=console)
