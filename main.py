@@ -185,7 +185,14 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
     )
     del state  # weights and moments, once for each rank: the engine has its own
     stages = tasks.mixture_stages(planned)
-    loader = Loader(manifest, data, stages=stages, context=config.model.context, seed=config.seed)
+    loader = Loader(
+        manifest,
+        data,
+        stages=stages,
+        unique_tokens=config.data.unique_tokens,
+        context=config.model.context,
+        seed=config.seed,
+    )
     evaluator = Evaluator(
         engine,
         {name: HeldOut(manifest, data, source=name, context=config.model.context) for name in config.data.sources},

@@ -102,7 +102,8 @@ class Bench:
 
     def loader(self, manifest: Manifest, folder: Path) -> Loader:
         """The mixture's samples."""
-        return Loader(manifest, folder, stages=[mixture.Stage(None, WEIGHTS)], context=CONTEXT, seed=1)
+        stages = [mixture.Stage(None, WEIGHTS)]
+        return Loader(manifest, folder, stages=stages, unique_tokens={}, context=CONTEXT, seed=1)
 
 
 def check(bench: Bench, manifest: Manifest, folder: Path) -> None:

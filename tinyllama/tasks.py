@@ -226,6 +226,7 @@ def inspect(config: RunConfig, *, console: Console) -> None:
         stages=mixture_stages(planned),
         sequences=planned.sequences_of(planned.steps - 1).stop,
         step=None if step is None else [k for piece in taken.samples(planned.sequences_of(step)) for k in piece],
+        unique_tokens=config.data.unique_tokens,
         context=config.model.context,
         seed=config.seed,
     ):

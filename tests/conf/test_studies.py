@@ -62,10 +62,10 @@ def test_every_point_plans_and_is_a_run_of_its_own(points: Callable[[str], Point
 
 @pytest.mark.parametrize(("study", "budgets"), [("token_budget", 9), ("epochs", 7), ("smoke", 3)])
 def test_budgets_of_one_size_can_share_a_trunk(points: Callable[[str], Points], study: str, budgets: int) -> None:
-    shared: dict[int, list[Plan]] = {}
+    shared: dict[tuple[int, int], list[Plan]] = {}
     for run, plan in points(study):
         assert run.schedule.name == "wsd"
-        shared.setdefault(plan.parameters.total, []).append(plan)
+        shared.setdefault((plan.parameters.total, sum(run.data.unique_tokens.values())), []).append(plan)
     assert len(shared) >= 3
     for plans in shared.values():
         assert len({plan.tokens for plan in plans}) == len(plans) == budgets
@@ -98,6 +98,19 @@ def test_the_rules_rate_and_batch_are_within_their_study(points: Callable[[str],
     assert (len(rates), len(batches)) == (5, 4)
     assert rates[2] == pytest.approx(rule.learning_rate, rel=1e-3)
     assert rule.batch_tokens in batches[1:-1]
+
+
+def test_repeats_and_unseen_tokens_vary_apart(points: Callable[[str], Points]) -> None:
+    grid: dict[int, list[Plan]] = {}
+    for run, plan in points("epochs"):
+        [text, code] = run.data.unique_tokens.values()
+        assert text == code
+        grid.setdefault(text, []).append(plan)
+    assert len(grid) == 3
+    for unique, plans in grid.items():
+        epochs = [plan.tokens / (2 * unique) for plan in plans]
+        assert epochs == pytest.approx([1, 2, 4, 8, 16, 32, 64] * 3, rel=0.01)
+        assert {plan.unique_tokens for plan in plans} == {2 * unique}
 
 
 def test_shares_go_from_a_tenth_to_nine(points: Callable[[str], Points]) -> None:

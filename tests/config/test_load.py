@@ -46,6 +46,7 @@ DETERMINES: list[dict[str, Any]] = [
     {f"{SLIM}.text_field": "content"},
     {f"{SLIM}.filter.field": "meta.other"},
     {f"{SLIM}.filter.not_in": []},
+    {f"{SLIM}.unique_tokens": 10**9},
     {"stages": [{"tokens": 1_000_000}, {}]},
     {f"{SLIM}.held_out": 0.001},
     {"budget.tokens": 2_000_001},

@@ -32,7 +32,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Set:
 
 @pytest.fixture(scope="module")
 def loader(several: Set) -> Loader:
-    return Loader(several.manifest, several.folder, stages=STAGES, context=CONTEXT, seed=5)
+    return Loader(several.manifest, several.folder, stages=STAGES, unique_tokens={}, context=CONTEXT, seed=5)
 
 
 def rows(table: Table) -> list[tuple[str, ...]]:

@@ -29,7 +29,7 @@ def of(step: int) -> list[range]:
 
 @pytest.fixture(scope="module")
 def loader(prepared: Prepared) -> Loader:
-    return Loader(prepared.manifest, prepared.folder, stages=STAGES, context=CONTEXT, seed=5)
+    return Loader(prepared.manifest, prepared.folder, stages=STAGES, unique_tokens={}, context=CONTEXT, seed=5)
 
 
 def tokens(prepared: Prepared, name: str, split: str = "train") -> np.ndarray:
@@ -91,7 +91,7 @@ def test_window_count() -> None:
 
 
 def test_seeds_differ_and_steps_do_not_repeat(prepared: Prepared, loader: Loader) -> None:
-    other = Loader(prepared.manifest, prepared.folder, stages=STAGES, context=CONTEXT, seed=6)
+    other = Loader(prepared.manifest, prepared.folder, stages=STAGES, unique_tokens={}, context=CONTEXT, seed=6)
     first = [loader.batch(of(step), rank=0, world=1, micro_batch=SEQUENCES) for step in range(5)]
     assert all((a != b).any() for a, b in pairwise(first))
     assert (first[0] != other.batch(of(0), rank=0, world=1, micro_batch=SEQUENCES)).any()
@@ -99,11 +99,34 @@ def test_seeds_differ_and_steps_do_not_repeat(prepared: Prepared, loader: Loader
 
 def test_stages_reach_the_batches(prepared: Prepared) -> None:
     stages = [Stage(4096, {"web": 1, "code": 0}), Stage(None, {"web": 0, "code": 1})]
-    staged = Loader(prepared.manifest, prepared.folder, stages=stages, context=CONTEXT, seed=5)
+    staged = Loader(prepared.manifest, prepared.folder, stages=stages, unique_tokens={}, context=CONTEXT, seed=5)
     known = {name: {row.tobytes() for row in windows_of(prepared, name)} for name in WEIGHTS}
     for name, samples in (("web", range(4032, 4096)), ("code", range(4096, 4160))):
         batch = staged.batch([samples], rank=0, world=1, micro_batch=64)[0]
         assert {row.tobytes() for row in batch} <= known[name]
+
+
+@pytest.mark.parametrize("kept", [1, 7, 40])
+def test_a_source_of_which_less_is_taken(prepared: Prepared, kept: int) -> None:
+    """The same windows each epoch and for any seed, a smaller part within a larger one; the other source stays."""
+
+    def seen(windows: int, seed: int) -> tuple[list[set[int]], set[int]]:
+        limit = {"web": windows * CONTEXT + CONTEXT - 1}
+        part = Loader(
+            prepared.manifest, prepared.folder, stages=STAGES, unique_tokens=limit, context=CONTEXT, seed=seed
+        )
+        found = part.mixture.locate(range(20_000))
+        web, code = (part.mixture.names.index(name) for name in ("web", "code"))
+        of_web = [set(found.window[(found.source == web) & (found.epoch == n)].tolist()) for n in range(20)]
+        return of_web, set(found.window[found.source == code].tolist())
+
+    taken, code = seen(kept, seed=5)
+    assert all(len(windows) == kept for windows in taken)
+    assert all(windows == taken[0] for windows in taken)
+    assert taken == seen(kept, seed=6)[0]
+    assert taken[0] < seen(kept + 1, seed=5)[0][0]
+    assert kept == 1 or taken[0] != set(range(kept)), "drawn from all of it"
+    assert code == set(range(window_count(len(tokens(prepared, "code")), context=CONTEXT)))
 
 
 def windows_of(prepared: Prepared, name: str) -> np.ndarray:
@@ -121,7 +144,7 @@ def test_what_does_not_fit_is_refused(prepared: Prepared, loader: Loader) -> Non
     with pytest.raises(ValueError, match=r"a step has 64 sequences, which 1 ranks with micro-batches of 128 do not"):
         loader.batch(of(0), rank=0, world=1, micro_batch=128)
     length = len(tokens(prepared, "code"))
-    knobs = {"stages": [Stage(None, {"code": 1.0})], "seed": 0}
+    knobs = {"stages": [Stage(None, {"code": 1.0})], "unique_tokens": {}, "seed": 0}
     Loader(prepared.manifest, prepared.folder, context=length - 1, **knobs)
     with pytest.raises(
         ValueError, match=rf"source code has {length:,} training tokens, .* = {length + 1:,}: give it more"

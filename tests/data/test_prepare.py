@@ -87,7 +87,7 @@ def with_source(data: Data, **knobs: object) -> Data:
 def test_the_folder_is_named_by_what_determines_the_tokens(prepared: Prepared, tmp_path: Path) -> None:
     data, here = prepared.data, dataset_dir(prepared.data, data_dir=tmp_path)
     assert here.parent == tmp_path and here.name.startswith("tiny-") and len(here.name) == 5 + 8
-    for same in ({"weight": 9.0}, {"tokens": 5}, {"max_epochs": 2.0}, {"raw": "/elsewhere"}):
+    for same in ({"weight": 9.0}, {"tokens": 5}, {"max_epochs": 2.0}, {"unique_tokens": 99}, {"raw": "/elsewhere"}):
         assert dataset_dir(with_source(data, **same), data_dir=tmp_path) == here
     rule = Filter(field="meta", not_in=("x",))
     others = [

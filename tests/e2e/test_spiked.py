@@ -41,7 +41,8 @@ def poison(run_dir: Path, data: Path, steps: list[int]) -> None:
     frozen = thaw(run_dir)
     manifest, context = Manifest.load(data), frozen.config.model.context
     planned = make_plan(frozen.config, measured_tokens=sizes(manifest))
-    loader = Loader(manifest, data, stages=mixture_stages(planned), context=context, seed=frozen.config.seed)
+    stages = mixture_stages(planned)
+    loader = Loader(manifest, data, stages=stages, unique_tokens={}, context=context, seed=frozen.config.seed)
     noise = np.random.default_rng(0)
     for step in steps:
         where = loader.mixture.locate(planned.sequences_of(step))

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tinyllama.config.load import ConfigError
 from tinyllama.config.schema import RunConfig
 from tinyllama.plan.plan import Plan, make_plan
 from tinyllama.plan.render import render, short
@@ -343,6 +344,24 @@ def test_natural_weights_are_sizes(config: Callable[..., RunConfig]) -> None:
         "data.sources.code.weight: natural needs the source's size, which is not known: prepare the data "
         "(task=prepare) or declare data.sources.code.tokens"
     )
+
+
+def test_a_part_of_a_source(config: Callable[..., RunConfig]) -> None:
+    part = ("data.sources.text.unique_tokens=100K", "data.sources.text.weight=natural")
+    line = (*part, "data.sources.code.weight=natural", "budget=epochs", "budget.epochs=3")
+    known = {"text": 700_000, "code": 256_000}
+    plan = make_plan(config(*line), measured_tokens=known)
+    assert plan.sources["text"].unique_tokens == 390 * 256, "whole sequences"
+    assert plan.sources["text"].epochs == pytest.approx(plan.sources["code"].epochs, rel=1e-12)
+    assert plan.tokens == pytest.approx(3 * (390 * 256 + 256_000), rel=0.01)
+    assert plan.disk.data == 2 * sum(known.values()), "all of it is prepared"
+    for tokens, told in (
+        ("700K", "700,000 are not fewer than the 700,000 training tokens it has: lower it, or null for all"),
+        ("255", "255 are less than one sequence of model.context=256: raise it"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            make_plan(config(f"data.sources.text.unique_tokens={tokens}"), measured_tokens=known)
+        assert str(refused.value) == f"data.sources.text.unique_tokens: {told}"
 
 
 def test_the_plan_is_json(tinyllama: Plan) -> None:

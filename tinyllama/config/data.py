@@ -65,6 +65,9 @@ class Source(Section):
     """The data set's own files to measure loss on, as globs; where there are any, they take the place of `held_out`."""
     tokens: Count | None = None
     """About how many training tokens it has, for plans made before it is prepared."""
+    unique_tokens: Count | None = None
+    """Train on no more of its tokens than this: windows drawn from all of it, the same for any seed, a smaller number's
+    among a larger one's. Null takes all."""
     max_epochs: PositiveFloat | None = None
     """Refuse a budget that would repeat it more often than this."""
 
@@ -84,6 +87,11 @@ class Data(Section):
     """How text becomes tokens."""
     sources: Annotated[dict[Name, Source], Field(min_length=1, max_length=20)]
     """By name; the weights are normalised over all of them."""
+
+    @property
+    def unique_tokens(self) -> dict[str, int]:
+        """How many tokens are taken of the sources that are not taken whole."""
+        return {name: source.unique_tokens for name, source in self.sources.items() if source.unique_tokens}
 
 
 @dataclass(frozen=True, kw_only=True)

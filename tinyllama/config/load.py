@@ -235,6 +235,8 @@ def essence(config: RunConfig) -> dict[str, Any]:
     for source in kept["data"]["sources"].values():
         for key in ("raw", "hub", "revision", "tokens", "max_epochs"):
             del source[key]
+        if source["unique_tokens"] is None:
+            del source["unique_tokens"]  # runs that began before there was this knob are the same runs
     if kept["data"]["tokenizer"]["model"] and kept["data"]["tokenizer"]["sha256"]:
         del kept["data"]["tokenizer"]["model"]  # the file may lie elsewhere tomorrow: its hash says what it is
     return kept

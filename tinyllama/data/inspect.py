@@ -73,11 +73,11 @@ def of_step(
 
 def show(
     manifest: Manifest, folder: Path, *, how: Inspect, stages: Sequence[Stage], sequences: int,
-    step: Sequence[int] | None, context: int, seed: int,
+    step: Sequence[int] | None, unique_tokens: Mapping[str, int], context: int, seed: int,
 ) -> Iterator[Table | str]:  # fmt: skip
     """All that task=inspect tells: of the set, of a run of so many sequences, of a step that takes these samples."""
     documents = {name: Documents(manifest, folder, source=name) for name in manifest.sources}
-    loader = Loader(manifest, folder, stages=stages, context=context, seed=seed)
+    loader = Loader(manifest, folder, stages=stages, unique_tokens=unique_tokens, context=context, seed=seed)
     if step is not None:
         yield from of_step(loader, documents, samples=step, context=context)
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +31,14 @@ def window_start(window: int, *, tokens: int, context: int) -> int:
 class Loader:
     """The training samples of a prepared data set, by their number."""
 
-    def __init__(self, manifest: Manifest, folder: Path, *, stages: Sequence[Stage], context: int, seed: int) -> None:
-        """Opens the training streams. Raises ValueError where a source has fewer than context + 1 tokens."""
+    def __init__(
+        self, manifest: Manifest, folder: Path, *, stages: Sequence[Stage], unique_tokens: Mapping[str, int],
+        context: int, seed: int,
+    ) -> None:  # fmt: skip
+        """Opens the training streams; unique_tokens has how much is taken of sources that are not taken whole.
+
+        Raises ValueError where a source has fewer than context + 1 tokens.
+        """
         self._context = context
         names = list(stages[0].weights)
         self._streams = [
@@ -47,7 +53,8 @@ class Loader:
         windows = {
             name: window_count(len(stream), context=context) for name, stream in zip(names, self._streams, strict=True)
         }
-        self.mixture = Mixture(stages, windows=windows, seed=seed)
+        taken = {name: tokens // context for name, tokens in unique_tokens.items()}
+        self.mixture = Mixture(stages, windows=windows, taken=taken, seed=seed)
         """Which sample is which."""
 
     def batch(self, samples: Sequence[range], *, rank: int, world: int, micro_batch: int) -> np.ndarray:

@@ -13,7 +13,8 @@ long it is, a count is off its target by
   than one in ramps of 2 (n (n - 1))^2 samples and longer, as short ramps have short blocks.
 
 The next segment's targets start from the whole counts that this one ends with. The j-th sample of a source is window
-permutation(seed, source, j // windows)(j % windows): each window once an epoch, whatever the stages.
+permutation(seed, source, j // windows)(j % windows): each window once an epoch, whatever the stages. Of a source that
+is not taken whole, the windows are the first of one permutation more, of all it has, that no seed changes.
 """
 
 from __future__ import annotations
@@ -75,8 +76,10 @@ def least_samples(sources: int) -> int:
 class Mixture:
     """An endless, ordered sequence of samples; any part of it is found in time that does not depend on where it is."""
 
-    def __init__(self, stages: Sequence[Stage], *, windows: Mapping[str, int], seed: int) -> None:
-        """Takes the stages in order and each source's windows.
+    def __init__(
+        self, stages: Sequence[Stage], *, windows: Mapping[str, int], seed: int, taken: Mapping[str, int] | None = None
+    ) -> None:
+        """Takes the stages in order, each source's windows, and how many are taken where that is not all of them.
 
         Raises ValueError for weights that give no shares, for stages and ramps that are too short, for a ramp that is
         longer than its stage or has no stage before it, and for more than `MOST_SOURCES` sources.
@@ -84,12 +87,12 @@ class Mixture:
         self.names = tuple(windows)
         """The sources, in order."""
         if len(self.names) > MOST_SOURCES:
-            raise ValueError(
-                f"the mixture has {len(self.names)} sources; the most is {MOST_SOURCES}: merge some or leave some out"
-            )
+            says = f"the mixture has {len(self.names)} sources; the most is {MOST_SOURCES}"
+            raise ValueError(f"{says}: merge some or leave some out")
         assert stages and all((stage.samples is None) == (stage is stages[-1]) for stage in stages)
-        assert min(windows.values()) >= 1
-        self._windows = tuple(windows.values())
+        self._all = tuple(windows.values())
+        self._windows = tuple((taken or {}).get(name, count) for name, count in windows.items())
+        assert all(1 <= here <= most for here, most in zip(self._windows, self._all, strict=True))
         self._seed = seed
         self._segments: list[_Segment] = []
         shares: tuple[Fraction, ...] = ()
@@ -152,10 +155,8 @@ class Mixture:
         assert set(stage.weights) <= set(self.names)
         for name, weight in stage.weights.items():
             if not weight >= 0:
-                raise ValueError(
-                    f"stage {number} gives source {name} weight {weight!r}; the least is 0, which leaves it out: raise "
-                    "it"
-                )
+                says = f"stage {number} gives source {name} weight {weight!r}; the least is 0, which leaves it out"
+                raise ValueError(f"{says}: raise it")
         exact = [Fraction(Decimal(repr(stage.weights.get(name, 0)))) for name in self.names]
         if not any(exact):
             raise ValueError(f"stage {number} gives every source weight 0: raise at least one")
@@ -193,6 +194,8 @@ class Mixture:
                 here = mine[epochs == turn]
                 key = f"{self._seed}/{self.names[index]}/{turn}"
                 window[here] = permute(window[here], size=self._windows[index], key=key)
+            if self._windows[index] < self._all[index]:
+                window[mine] = permute(window[mine], size=self._all[index], key=f"{self.names[index]}/taken")
         return _Block(segment.start + begin, segment.start + end, before, np.stack((source, epoch, window)))
 
 
@@ -259,10 +262,8 @@ def _check_lengths(stage: Stage, *, number: int, sources: int) -> None:
     if stage.ramp and number == 1:
         raise ValueError(f"stage 1 has a ramp of {stage.ramp} samples and no stage before it to start from: make it 0")
     if stage.ramp and stage.ramp < 4 * least:
-        raise ValueError(
-            f"stage {number} has a ramp of {stage.ramp} samples; the least for {sources} sources is {4 * least}: "
-            "make it longer, or 0"
-        )
+        says = f"stage {number} has a ramp of {stage.ramp} samples; the least for {sources} sources is {4 * least}"
+        raise ValueError(f"{says}: make it longer, or 0")
     if stage.samples is None:
         return
     if stage.ramp > stage.samples:
@@ -272,10 +273,8 @@ def _check_lengths(stage: Stage, *, number: int, sources: int) -> None:
         )
     if rest < least and (rest or not stage.ramp):
         after, way_out = (" after its ramp", ", or its ramp as long as the stage") if stage.ramp else ("", "")
-        raise ValueError(
-            f"stage {number} has {rest} samples{after}; the least for {sources} sources is {least}: make the stage "
-            f"longer{way_out}"
-        )
+        says = f"stage {number} has {rest} samples{after}; the least for {sources} sources is {least}"
+        raise ValueError(f"{says}: make the stage longer{way_out}")
 
 
 @lru_cache(maxsize=1024)

@@ -85,12 +85,12 @@ class Disk:
     """Token shards of all sources; None where a size is not known."""
 
 
-def disk(config: RunConfig, *, parameters: int, steps: int, unique_tokens: Mapping[str, int | None]) -> Disk:
+def disk(config: RunConfig, *, parameters: int, steps: int, source_tokens: Mapping[str, int | None]) -> Disk:
     """What a run of so many steps needs."""
     kept, each = config.checkpoint, 12 * parameters
     forever = (steps // kept.keep_every if kept.keep_every else 0) + (config.schedule.name == "wsd")
     made = math.ceil(steps / kept.every) + (config.schedule.name == "wsd")  # the last step is always saved
-    sizes = list(unique_tokens.values())
+    sizes = list(source_tokens.values())
     itemsize = 2 if config.data.tokenizer.vocab_size <= 2**16 else 4
     known = [size for size in sizes if size is not None]
     return Disk(

@@ -150,11 +150,12 @@ def make_plan(
     and where. Raises ConfigError, with everything in it that is wrong, where the run cannot be done.
     """
     model, data = config.model, config.data
-    unique = {
+    sizes = {
         name: source.tokens if measured_tokens is None else measured_tokens[name]
         for name, source in data.sources.items()
     }
-    problems = [*_too_small(config, unique)]
+    problems = [*_too_small(config, sizes), *_too_few_taken(config, sizes)]
+    unique = sizes | {name: tokens // model.context * model.context for name, tokens in data.unique_tokens.items()}
     try:
         wanted = budget_tokens(config.budget, model=model, unique_tokens=unique)
         compute = rules_compute(config, tokens=wanted)
@@ -207,7 +208,7 @@ def make_plan(
         fit=fitted,
         rate=rate,
         cost=cost(config, tokens=tokens, rate=rate) if rate else None,
-        disk=disk(config, parameters=parameters.total, steps=steps, unique_tokens=unique),
+        disk=disk(config, parameters=parameters.total, steps=steps, source_tokens=sizes),
         forecasts=forecasts(parameters.total, tokens=tokens, unique_tokens=unique_seen),
         lifetime=lifetime(parameters.total, tokens=tokens, inference_tokens=config.plan.inference_tokens),
         warnings=tuple(_warnings(config, per_param, sources)),
@@ -242,6 +243,19 @@ def _too_small(config: RunConfig, unique: Mapping[str, int | None]) -> Iterator[
             says = f"{size:,} training tokens are too few for one sequence, which takes model.context + 1 = "
             says += f"{config.model.context + 1:,}: give it more documents or use a smaller model.context"
             yield Problem(f"data.sources.{name}", says)
+
+
+def _too_few_taken(config: RunConfig, sizes: Mapping[str, int | None]) -> Iterator[Problem]:
+    for name, tokens in config.data.unique_tokens.items():
+        key, size = f"data.sources.{name}.unique_tokens", sizes[name]
+        if tokens < config.model.context:
+            yield Problem(
+                key, f"{tokens:,} are less than one sequence of model.context={config.model.context}: raise it"
+            )
+        if size is not None and tokens >= size:
+            yield Problem(
+                key, f"{tokens:,} are not fewer than the {size:,} training tokens it has: lower it, or null for all"
+            )
 
 
 def _repeated_too_often(config: RunConfig, sources: Mapping[str, SourcePlan]) -> Iterator[Problem]:
