@@ -31,6 +31,7 @@ from tinyllama.scaling.collect import STUDY
 from tinyllama.tracking.folder import RESULT, alone, is_kept
 from tinyllama.tracking.parent import Parent
 from tinyllama.tracking.record import write_json
+from tinyllama.tracking.store import flatten
 
 
 def check(configs: Sequence[RunConfig]) -> None:
@@ -61,20 +62,42 @@ def compiled(configs: Sequence[RunConfig], *, console: Console) -> Study:
     folder = Path(configs[0].runs_dir) / f"study-{name}"
     for config in {json.dumps(as_dict(config)["data"]): config for config in configs}.values():
         tasks.prepared(config, console=console)
-    whole = [_point(config, name=name, folder=folder) for config in configs]
+    labels = labels_of(configs)
+    whole = [_point(*one, name=name, folder=folder) for one in zip(configs, labels, strict=True)]
     plans = [tasks.plan_of(config, manifest=tasks.manifest_of(config)) for config in whole]
     texts = [tasks.identity_of(config).manifest_sha256 for config in whole]
     grouped = tuple(tuple(job) for job in trunk.jobs_of(whole, plans))
     return Study(name=name, folder=folder, configs=tuple(whole), plans=tuple(plans), texts=tuple(texts), jobs=grouped)
 
 
-def _point(config: RunConfig, *, name: str, folder: Path) -> RunConfig:
+def _point(config: RunConfig, label: str, *, name: str, folder: Path) -> RunConfig:
     """One of a study's; on a CPU, jobs side by side share its cores out."""
     layout, at_a_time = config.parallelism, config.study.at_a_time
     if at_a_time > 1 and layout.device == "cpu" and layout.threads is None:
         cores = len(os.sched_getaffinity(0))
         layout = replace(layout, threads=max(1, cores // (at_a_time * layout.gpus)))
-    return replace(config, study=replace(config.study, name=name, folder=str(folder)), parallelism=layout)
+    study = replace(config.study, name=name, folder=str(folder), point=label)
+    return replace(config, study=study, parallelism=layout)
+
+
+def labels_of(configs: Sequence[RunConfig]) -> list[str]:
+    """What tells each point from the others, in few words: `model=14m, tokens_per_param=20`.
+
+    Options are named where they differ, then the values that tell apart what they do not, in the config's order.
+    """
+    flat = [flatten(as_dict(config)) for config in configs]
+    keys = list(dict.fromkeys(key for one in flat for key in one))
+    keys.sort(key=lambda key: not key.endswith(".name"))
+    chosen: list[str] = []
+    groups = 1
+    for key in keys:
+        if (told := len({tuple(one.get(each) for each in (*chosen, key)) for one in flat})) > groups:
+            chosen.append(key)
+            groups = told
+    short = {key: key.removesuffix(".name").rpartition(".")[2] for key in chosen}
+    times = Counter(short.values())
+    names = {key: key if times[leaf] > 1 else leaf for key, leaf in short.items()}
+    return [", ".join(f"{names[key]}={one[key]}" for key in chosen if key in one) for one in flat]
 
 
 def _digest_of(configs: Sequence[RunConfig]) -> str:
@@ -110,7 +133,7 @@ def _run(study: Study, *, train: jobs.Train, program: Path, console: Console) ->
         console.print(table_of(rows))
         write_json(study.folder / STUDY, {"name": study.name, "told": study.told(), "points": rows})
         artifacts = [study.folder / STUDY, *_fitted(study, rows, console)]
-        parent.finish(artifacts, failed=status != 0)
+        parent.finish(study.told(), rows, artifacts, failed=status != 0)
     return status
 
 
@@ -139,6 +162,7 @@ def row_of(study: Study, number: int) -> dict[str, Any]:
             result["status"] = "refused" if failed["status"] == 2 else "failed"
     return {
         "name": run_dir.name,
+        "point": study.configs[number].study.point,
         "run_dir": str(run_dir),
         "status": result["status"],
         "params": plan.parameters.total,

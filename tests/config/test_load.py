@@ -120,6 +120,7 @@ DOES_NOT: list[dict[str, Any]] = [
     {"spikes.max_skips": 0},
     {"study.name": "other"},
     {"study.folder": "runs/study-other"},
+    {"study.point": "d_model=16"},
     {"study.launcher": "slurm"},
     {"study.at_a_time": 2},
     {"slurm.partition": "gpu"},

@@ -90,6 +90,7 @@ class Engine:
             # gloo does the CPU ranks' work: DeepSpeed's own shared-memory op would be compiled at the first start,
             # and there may be no compiler
             __compatible_ops__["deepspeed_shm_comm"] = False
+            _import_uncompiled()
             deepspeed.init_distributed(dist_init_required=False)
             self._engine, *_ = deepspeed.initialize(
                 model=model,
@@ -273,6 +274,18 @@ def _settings(
         "steps_per_print": 2**62,
         "wall_clock_breakdown": False,
     }
+
+
+def _import_uncompiled() -> None:
+    """Import DeepSpeed's Muon, which ZeRO imports, without having it compiled: that loads all of inductor, a fifth of
+    what there is to import before a first step, for an optimizer that no run here takes."""
+    from deepspeed.runtime import compiler
+
+    compile_, compiler.compile = compiler.compile, lambda: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    finally:
+        compiler.compile = compile_
 
 
 @contextmanager

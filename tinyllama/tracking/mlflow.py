@@ -17,6 +17,7 @@ from tinyllama.tracking.store import (
     artifact_root,
     noted,
     noted_run,
+    page_of,
     reach,
     series,
     sqlite_file,
@@ -64,7 +65,7 @@ class MlflowRun:
         if known is None:
             began = None if started is None else round(started * 1000)
             known = self._client.create_run(
-                experiment_id, start_time=began, run_name=run_dir.name, tags=dict(mirror.tags)
+                experiment_id, start_time=began, run_name=mirror.label or run_dir.name, tags=dict(mirror.tags)
             )
             others = [other for other in noted(note) if {key: other.get(key) for key in here} != here]
             write_json(note, [{**here, "run_id": known.info.run_id}, *others])
@@ -74,6 +75,9 @@ class MlflowRun:
             if running:
                 self._client.update_run(self._id, status="RUNNING")
             self.tag(mirror.tags)
+        self.experiment_id = experiment_id
+        self.page = page_of(uri, experiment_id=experiment_id, run_id=self._id)
+        """Where a browser finds it."""
         # A parameter cannot change in MLflow, and a resumed run may have another parallelism.
         new = [Param(key, value) for key, value in mirror.params.items() if key not in known.data.params]
         for start in range(0, len(new), _PARAMS_PER_BATCH):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 from tinyllama.config.load import as_dict
 from tinyllama.config.schema import RunConfig
@@ -13,7 +16,16 @@ from tinyllama.tracking import sync
 from tinyllama.tracking.folder import CONFIG
 from tinyllama.tracking.journal import JOURNAL
 from tinyllama.tracking.mlflow import MlflowRun, Status
-from tinyllama.tracking.store import Mirror, reach, without_password
+from tinyllama.tracking.store import (
+    DESCRIPTION,
+    NOTE,
+    TAG_LENGTH,
+    Mirror,
+    noted_run,
+    reach,
+    ui_command,
+    without_password,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -21,21 +33,22 @@ _log = logging.getLogger(__name__)
 class Parent:
     """A study's run in MLflow, or nothing where there is no store."""
 
-    def __init__(self, run: MlflowRun | None, uri: str) -> None:
-        self._run, self._uri = run, uri
+    def __init__(self, mirror: Mirror | None) -> None:
+        self._mirror = mirror
+        self._run: MlflowRun | None = None
         self._status: Status = "KILLED"
 
     @classmethod
     @contextmanager
     def opened(cls, config: RunConfig, folder: Path, name: str, *, report: Callable[[str], None]) -> Iterator[Parent]:
         """Open a study's run, or go on with it; whatever ends the block closes it."""
-        parent = cls(None, "")
-        if config.tracking.name == "mlflow":
-            mirror = Mirror.of_study(folder, as_dict(config), name=name)
-            parent._uri = mirror.uri
+        tracked = config.tracking.name == "mlflow"
+        parent = cls(Mirror.of_study(folder, as_dict(config), name=name) if tracked else None)
+        if parent._mirror is not None:
             with parent._told(report):
-                reach(mirror.uri, timeout=sync.REACH_WITHIN)
-                parent._run = MlflowRun(mirror)
+                reach(parent._mirror.uri, timeout=sync.REACH_WITHIN)
+                parent._run = MlflowRun(parent._mirror)
+                report(f"in MLflow: {ui_command(parent._mirror.uri)}, then {parent._run.page}")
         try:
             yield parent
         except BaseException as error:
@@ -53,13 +66,38 @@ class Parent:
         with self._told(_log.warning):
             sync.close(run_dir)
 
-    def finish(self, artifacts: Sequence[Path], *, failed: bool) -> None:
-        """What the study ends with."""
+    def finish(
+        self, told: str, points: Sequence[Mapping[str, Any]], artifacts: Sequence[Path], *, failed: bool
+    ) -> None:
+        """What the study ends with: a line, rows with a point's name, folder, size, tokens and loss, and files."""
         self._status = "FAILED" if failed else "FINISHED"
         if self._run is not None:
             with self._told(_log.warning):
                 for path in artifacts:
                     self._run.upload(path)
+                self._run.tag({DESCRIPTION: self._described(told, points)})
+
+    def _described(self, told: str, points: Sequence[Mapping[str, Any]]) -> str:
+        """The page of the study's run: the way to its comparison and its curves, and the points, if they fit."""
+        assert self._run is not None and self._mirror is not None
+        experiment = self._run.experiment_id
+        ids = [noted_run(Path(point["run_dir"]) / NOTE, self._mirror.place) for point in points]
+        known = quote(json.dumps([one for one in ids if one], separators=(",", ":")))
+        table = ["| point | parameters | tokens | loss | status |", "|---|---|---|---|---|"]
+        for point in points:
+            loss = "" if point["loss"] is None else f"{point['loss']:.4f}"
+            columns = (point["point"], f"{point['params']:,}", f"{point['tokens']:,}", loss, point["status"])
+            table.append("| " + " | ".join(columns) + " |")
+        text = told
+        for part in (
+            f"[Compare the points](#/compare-runs?runs={known}&experiments={quote(json.dumps([experiment]))})",
+            f"[Curves](#/experiments/{experiment}/runs?compareRunsMode=CHART&workflowType=machine_learning): open the "
+            "study by its plus sign; to draw over tokens, choose them under the cogwheel, X-axis, Metric.",
+            "\n".join(table),
+        ):
+            if len(text) + len(part) + 2 <= TAG_LENGTH:
+                text += f"\n\n{part}"
+        return text
 
     @contextmanager
     def _told(self, report: Callable[[str], None]) -> Iterator[None]:
@@ -67,5 +105,6 @@ class Parent:
         try:
             yield
         except Exception as error:
+            assert self._mirror is not None
             why = without_password(f"{type(error).__name__}: {error}".splitlines()[0])[:200]
-            report(f"MLflow at {without_password(self._uri)} did not take the study ({why}): its runs go on")
+            report(f"MLflow at {without_password(self._mirror.uri)} did not take the study ({why}): its runs go on")

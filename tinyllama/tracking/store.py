@@ -24,6 +24,8 @@ TAG_LENGTH = 5000
 """Characters of a tag's value that every MLflow server takes."""
 SUPERSEDED = "superseded"
 """The tag that says which steps were measured twice."""
+DESCRIPTION = "mlflow.note.content"
+"""The tag that MLflow shows as a run's description, in Markdown."""
 PARENT = "mlflow.parentRunId"
 """The tag by which MLflow shows one run under another."""
 NOTE = "mlflow.json"
@@ -52,6 +54,8 @@ class Mirror:
     experiment: str
     params: Mapping[str, str]
     tags: Mapping[str, str]
+    label: str | None = None
+    """What a new run is called; None is the folder's name."""
 
     def __post_init__(self) -> None:
         if self.experiment == "Default" and not is_server(self.uri):
@@ -89,7 +93,8 @@ class Mirror:
         if study.get("folder") is None:
             return mirror
         parent = noted_run(Path(study["folder"]) / NOTE, mirror.place)
-        return replace(mirror, tags={**mirror.tags, "study": study["name"], **({PARENT: parent} if parent else {})})
+        tags = {**mirror.tags, "study": study["name"], **({PARENT: parent} if parent else {})}
+        return replace(mirror, tags=tags, label=study.get("point"))
 
     @classmethod
     def of_study(cls, folder: Path, config: Mapping[str, Any], *, name: str) -> Mirror:
@@ -181,6 +186,12 @@ def ui_command(uri: str) -> str:
     return f"mlflow ui --backend-store-uri {shlex.quote(uri)}{root} --host 127.0.0.1 --port 5000"
 
 
+def page_of(uri: str, *, experiment_id: str, run_id: str) -> str:
+    """Where a browser finds a run, at a server or at what `ui_command` starts."""
+    host = without_password(uri).rstrip("/") if is_server(uri) else "http://127.0.0.1:5000"
+    return f"{host}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
+
 def reach(uri: str, *, timeout: float) -> None:
     """Raise OSError where nobody listens at a database's address: MLflow itself would try for minutes.
 
@@ -244,13 +255,13 @@ def points(record: Mapping[str, Any]) -> dict[str, float]:
         return {}
     named: dict[str, Any] = {}
     for key, value in record.items():
-        if key == "tokens":
-            named[key] = value
-        elif isinstance(value, Mapping):
+        if isinstance(value, Mapping):
             measure = "loss" if key == "losses" else key
             named |= {f"{record['kind']}/{source}/{measure}": number for source, number in value.items()}
-        elif key not in ("step", "time"):
+        elif key not in ("step", "time", "tokens"):
             named[f"{record['kind']}/{key}"] = value
+    if "tokens" in record:
+        named["tokens"] = record["tokens"]  # last: MLflow's comparison begins with the first of a run's metrics
     return {key: float(value) for key, value in named.items() if is_number(value)}
 
 

@@ -16,7 +16,6 @@ from tinyllama.evaluate.loss import SourceLoss
 from tinyllama.plan.cost import MFU_CONVENTION
 from tinyllama.plan.memory import gigabytes
 from tinyllama.plan.plan import Plan
-from tinyllama.tracking.curve import draw_curve
 from tinyllama.tracking.folder import CURVE
 from tinyllama.tracking.journal import JOURNAL, read
 from tinyllama.tracking.record import environment
@@ -82,6 +81,8 @@ def failed(begun: Mapping[str, Any], error: BaseException) -> dict[str, Any]:
 
 def draw(run_dir: Path, result: Mapping[str, Any]) -> None:
     """The loss curve of a run folder's journal, gzip's bits per byte beside it."""
+    from tinyllama.tracking.curve import draw_curve  # a second of imports, which no run needs before its end
+
     references = {name: source["gzip_bits_per_byte"] for name, source in result["held_out"].items()}
     tokens = f"{result['parameters']['total']:,} parameters, {result['tokens']:,} tokens"
     draw_curve(read(run_dir / JOURNAL), run_dir / CURVE, title=f"{result['name']}: {tokens}", references=references)
