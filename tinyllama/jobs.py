@@ -233,25 +233,8 @@ def shared_out(configs: Sequence[RunConfig]) -> Iterator[dict[str, str]]:
 
 
 def on_slurm(study: Study, program: Path, console: Console) -> int:
-    """Each job one of an array's. Those that an earlier start has queued, and that have not ended, are waited for."""
-    waiting = study.jobs_left()
-    if not waiting:
-        return 0
-    folder = study.folder / JOBS
-    ids = _queued(folder)
-    nodes_of = {number: study.configs[study.jobs[number][0]].parallelism.nodes for number in waiting}
-    files = {number: job_file(study, number) for number in waiting}
-    for nodes in sorted(set(nodes_of.values())):
-        new = [number for number in waiting if nodes_of[number] == nodes and files[number].stem not in ids]
-        if new:
-            settings = slurm.settings_of([study.configs[study.jobs[number][0]] for number in new])
-            command = [sys.executable, str(program)]
-            submitted = slurm.submit(
-                [files[number] for number in new], settings=settings, folder=folder, command=command, nodes=nodes
-            )
-            ids |= {files[number].stem: id_ for number, id_ in zip(new, submitted, strict=True)}
-            write_json(folder / QUEUED, ids)
-    told = set(study.finished())
+    """Each job one of an array's. A job with points that an earlier start has queued waits for these to end first."""
+    folder, told = study.folder / JOBS, set(study.finished())
 
     def progress(states: Sequence[queue.JobState]) -> None:
         nonlocal told
@@ -259,17 +242,45 @@ def on_slurm(study: Study, program: Path, console: Console) -> int:
         console.print(f"SLURM: {standing}; logs: {folder}")
         told = _tell_finished(study, told, console)
 
-    ours = [ids[files[number].stem] for number in waiting]
-    ended = queue.wait(ours, folder=folder, progress=progress, every=SLURM_EVERY)
-    return worst(1 if state.status is None else state.status for state in ended)
+    statuses: list[int] = []
+    left = study.jobs_left()
+    while left:
+        queued = _queued(folder)
+        names = {number: [run_folder(study.configs[point]).name for point in study.jobs[number]] for number in left}
+        new = [number for number in left if queued.keys().isdisjoint(names[number])]
+        for number, id_ in _submitted(study, new, program):
+            queued |= dict.fromkeys(names[number], id_)
+            write_json(folder / QUEUED, queued)
+        ids = sorted({queued[name] for number in left for name in names[number] if name in queued})
+        ended = queue.wait(ids, folder=folder, progress=progress, every=SLURM_EVERY)
+        statuses += [1 if state.status is None else state.status for state in ended]
+        partly = [number for number in left if not queued.keys() >= set(names[number])]
+        left = [number for number in study.jobs_left() if number in partly]
+    return worst(statuses)
+
+
+def _submitted(study: Study, jobs: Sequence[int], program: Path) -> Iterator[tuple[int, str]]:
+    """Hand jobs over, those of as many nodes as one array; each with the id it gets."""
+    nodes_of = {number: study.configs[study.jobs[number][0]].parallelism.nodes for number in jobs}
+    for nodes in sorted(set(nodes_of.values())):
+        alike = [number for number in jobs if nodes_of[number] == nodes]
+        ids = slurm.submit(
+            [job_file(study, number) for number in alike],
+            settings=slurm.settings_of([study.configs[study.jobs[number][0]] for number in alike]),
+            folder=study.folder / JOBS,
+            command=[sys.executable, str(program)],
+            nodes=nodes,
+        )
+        yield from zip(alike, ids, strict=True)
 
 
 def _queued(folder: Path) -> dict[str, str]:
-    """The jobs that an earlier start handed over and that have not ended: their ids by the names of their files."""
+    """What an earlier start handed over and that has not ended: the job's id by the names of its points' folders."""
     note = folder / QUEUED
     known: dict[str, str] = json.loads(note.read_text()) if note.exists() else {}
-    states = queue.states(list(known.values()), folder=folder) if known else []
-    return {name: id_ for (name, id_), state in zip(known.items(), states, strict=True) if not state.ended}
+    ids = sorted(set(known.values()))
+    ended = {state.id for state in queue.states(ids, folder=folder) if state.ended} if ids else set()
+    return {name: id_ for name, id_ in known.items() if id_ not in ended}
 
 
 def _tell_finished(study: Study, told: set[int], console: Console) -> set[int]:

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tinyllama import fits, jobs, tasks
+from tinyllama.config.kinds import parse_count
 from tinyllama.config.load import ConfigError, Problem, as_dict, digest, run_folder
 from tinyllama.config.schema import RunConfig
 from tinyllama.jobs import Study
@@ -81,7 +82,7 @@ def _point(config: RunConfig, label: str, *, name: str, folder: Path) -> RunConf
 
 
 def labels_of(configs: Sequence[RunConfig]) -> list[str]:
-    """What tells each point from the others, in few words: `model=14m, tokens_per_param=20`.
+    """What tells each point from the others, in few words: `model=14m, tokens=160K`.
 
     Options are named where they differ, then the values that tell apart what they do not, in the config's order.
     """
@@ -97,7 +98,13 @@ def labels_of(configs: Sequence[RunConfig]) -> list[str]:
     short = {key: key.removesuffix(".name").rpartition(".")[2] for key in chosen}
     times = Counter(short.values())
     names = {key: key if times[leaf] > 1 else leaf for key, leaf in short.items()}
-    return [", ".join(f"{names[key]}={one[key]}" for key in chosen if key in one) for one in flat]
+    return [", ".join(f"{names[key]}={_short(one[key])}" for key in chosen if key in one) for one in flat]
+
+
+def _short(value: str) -> str:
+    """A round count of thousands as one writes it, any other value as it is."""
+    short = counted(int(value)) if value.isdecimal() else value
+    return short if value.isdecimal() and parse_count(short) == int(value) else value
 
 
 def _digest_of(configs: Sequence[RunConfig]) -> str:

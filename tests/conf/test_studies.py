@@ -18,6 +18,7 @@ from tinyllama.config.load import digest, load
 from tinyllama.config.schema import RunConfig
 from tinyllama.plan.laws import HOFFMANN
 from tinyllama.plan.plan import Plan, make_plan
+from tinyllama.study import labels_of
 
 STUDIES = sorted(file.stem for file in (Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 
@@ -58,6 +59,15 @@ def test_there_are_the_studies_that_were_promised() -> None:
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_point_plans_and_is_a_run_of_its_own(points: Callable[[str], Points], study: str) -> None:
     assert len({digest(run) for run, _ in points(study)}) == len(points(study)) > 1
+
+
+def test_points_are_told_apart_in_few_words(points: Callable[[str], Points]) -> None:
+    for study in STUDIES:
+        labels = labels_of([run for run, _ in points(study)])
+        assert len(set(labels)) == len(labels)
+        assert {label.count("=") for label in labels} == {1 if study == "mixture" else 3 if study == "epochs" else 2}
+    assert labels_of([run for run, _ in points("smoke")])[:2] == ["d_model=16, tokens=64K", "d_model=16, tokens=160K"]
+    assert labels_of([run for run, _ in points("token_budget")])[0].startswith("model=14m, tokens_per_param=")
 
 
 @pytest.mark.parametrize(("study", "budgets"), [("token_budget", 9), ("epochs", 7), ("smoke", 3)])

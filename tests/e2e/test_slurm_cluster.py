@@ -279,7 +279,8 @@ def test_what_slurm_refuses_is_told(study: Study) -> None:
 
 
 def test_a_study_is_trained_by_its_jobs_and_found_again(cluster: None, here: Here) -> None:
-    """The process that began them is killed; the same line waits for the jobs that it had queued."""
+    """The process that began them is killed; a line with one more budget and another time limit waits for the jobs
+    that are queued, and hands over what they leave."""
     pytest.importorskip("submitit")
     line = ["-m", "seed=1,2", "budget.tokens=60K,80K", "schedule=wsd", "checkpoint.every=1000", "train.eval_every=1000"]
     line += ["runs_dir=runs/slurm", "study.name=array", "study.launcher=slurm", "fit.replicates=20"]
@@ -289,10 +290,13 @@ def test_a_study_is_trained_by_its_jobs_and_found_again(cluster: None, here: Her
     begun.kill()
     begun.communicate()
     queued = json.loads((folder / "jobs/slurm.json").read_text())
-    assert len(queued) == 2, "the budgets of one seed are one job"
+    assert (len(queued), len(set(queued.values()))) == (4, 2), "the budgets of one seed are one job"
+    line[2] += ",100K"
+    line += ["slurm.minutes=50"]
     here.run(*line)
-    assert json.loads((folder / "jobs/slurm.json").read_text()) == queued
+    later = json.loads((folder / "jobs/slurm.json").read_text())
+    assert len(later) == 6 and set(later.values()).isdisjoint(queued.values())
     points = json.loads((folder / "study.json").read_text())["points"]
-    assert [point["status"] for point in points] == ["finished"] * 4
-    assert sorted(point["trained_tokens"] // 2048 for point in points) == [40 - 24, 40 - 24, 30, 30]
+    assert [point["status"] for point in points] == ["finished"] * 6
+    assert sorted(point["trained_tokens"] // 2048 for point in points) == [16, 16, 17, 17, 30, 30]
     assert here.run(*line).count("SLURM:") == 0, "nothing is left to hand over"

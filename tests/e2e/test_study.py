@@ -64,13 +64,17 @@ def test_the_studys_parent_holds_its_points_and_its_fit(here: Here, shared: str)
     parent, children = store(here, "runs/shared")
     assert parent.info.status == "FINISHED"
     assert {child.info.status for child in children} == {"FINISHED"}
-    assert {child.info.run_name for child in children} == {point["name"] for point in points(here)}
+    assert {child.info.run_name for child in children} == {"tokens=60K", "tokens=80K", "tokens=100K"}
     for child in children:
-        [point] = [point for point in points(here) if point["name"] == child.info.run_name]
+        [point] = [point for point in points(here) if point["point"] == child.info.run_name]
         assert int(child.data.params["planned.tokens"]) == point["tokens"]
         assert int(child.data.params["planned.parameters"]) == point["params"]
         assert child.data.metrics["held_out/loss"] == pytest.approx(point["loss"])
         assert child.data.tags["study"] == "three"
+    described = parent.data.tags["mlflow.note.content"]
+    assert all(child.info.run_id in described for child in children), "the link that compares them"
+    assert "| tokens=60K |" in described
+    assert f"/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}?" in shared
     artifacts = {path.name for path in (here.folder / "runs/shared/mlartifacts" / parent.info.run_id).rglob("*.*")}
     assert {"study.json", "fit.json", "report.html"} <= artifacts
     report = (here.folder / STUDY / "report.html").read_text()

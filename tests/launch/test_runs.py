@@ -208,3 +208,12 @@ def test_a_run_that_is_forced_on_says_that_it_was_changed(tmp_path: Path, config
     assert thaw(run_dir).changed, "the data is another"
     begin(run_dir, of(config, f"run_dir={run_dir}", steps=200), other)
     assert thaw(run_dir).changed, "and stays so"
+
+
+def test_what_another_version_froze_is_said_to_be_that(tmp_path: Path, config: Config, data: DataIdentity) -> None:
+    begin(tmp_path, of(config, steps=100), data)
+    whole = json.loads((tmp_path / "config.json").read_text())
+    del whole["config"]["slurm"]
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    with pytest.raises(ValueError, match=r"was begun by another version of .* \(slurm: is missing.*: go on with that"):
+        thaw(tmp_path)

@@ -17,7 +17,7 @@ class Study(Section):
     folder: str | None
     """Where its jobs, its fit and its report are; the program sets it for the points of a grid."""
     point: str | None
-    """What tells a point from the others, as in "d_model=16, tokens=64000"; the program sets it. Its name in MLflow."""
+    """What tells a point from the others, as in "d_model=16, tokens=64K"; the program sets it. Its name in MLflow."""
     launcher: Literal["here", "slurm"]
     """Whether this machine trains the points, or SLURM does, through submitit, an array of jobs."""
     at_a_time: PositiveInt

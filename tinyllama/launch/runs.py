@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tinyllama.config.load import as_dict, digest, essence, run_folder, validate
+from tinyllama.config.load import ConfigError, as_dict, digest, essence, run_folder, validate
 from tinyllama.config.schema import RunConfig
 from tinyllama.data.manifest import FILE, TOKENIZER_FILE
 from tinyllama.engine.room import check_room
@@ -105,7 +105,7 @@ def freeze(run_dir: Path, config: RunConfig, data: DataIdentity, plan: Plan, *, 
 
 
 def thaw(run_dir: Path) -> Frozen:
-    """Read a run back from its folder. Raises ValueError where the folder holds none."""
+    """Read a run back from its folder. Raises ValueError where the folder holds none, or another version's."""
     try:
         whole = json.loads((run_dir / CONFIG).read_text())
         return Frozen(
@@ -114,6 +114,11 @@ def thaw(run_dir: Path) -> Frozen:
             data=DataIdentity(**whole["data"]),
             changed=whole.get("changed", False),
         )
+    except ConfigError as error:
+        raise ValueError(
+            f"{run_dir} was begun by another version of this program, whose configuration this one cannot read "
+            f"({error.problems[0]}): go on with that version, or start over in another folder or with resume=never"
+        ) from error
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{run_dir} holds no run: {error}") from error
 
