@@ -31,6 +31,8 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="SLURM's daemons need root"),
 ]
 
+HOST = socket.gethostname().partition(".")[0]
+"""The first node's name, by which the second finds it."""
 COMMAND = [sys.executable, str(Path(__file__).with_name("slurm_command.py"))]
 CONF = """
 ClusterName=here
@@ -53,13 +55,13 @@ JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 KillWait=10
 JobRequeue=0
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus}
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus}
+NodeName={host} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus}
+NodeName={host}-2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60
-PartitionName=graceful Nodes=n1,n2 MaxTime=60 GraceTime=5
-PartitionName=urgent Nodes=n1,n2 MaxTime=60 PriorityTier=2
+PartitionName=main Nodes={host},{host}-2 Default=YES MaxTime=60
+PartitionName=graceful Nodes={host},{host}-2 MaxTime=60 GraceTime=5
+PartitionName=urgent Nodes={host},{host}-2 MaxTime=60 PriorityTier=2
 """
 
 
@@ -86,7 +88,7 @@ def cluster() -> Iterator[None]:
     with TemporaryDirectory(prefix="slurm-") as name, ExitStack() as daemons, pytest.MonkeyPatch.context() as patch:
         folder = Path(name)
         logs = folder / "logs"
-        for made in ("state", "spool-n1", "spool-n2", "logs"):
+        for made in ("state", f"spool-{HOST}", f"spool-{HOST}-2", "logs"):
             (folder / made).mkdir()
         key = folder / "munge.key"
         key.write_bytes(os.urandom(128))
@@ -95,7 +97,7 @@ def cluster() -> Iterator[None]:
         conf.write_text(
             CONF.format(
                 folder=folder,
-                host=socket.gethostname().partition(".")[0],
+                host=HOST,
                 user=getpass.getuser(),
                 ports=free_ports(3),
                 cpus=os.cpu_count(),
@@ -113,7 +115,7 @@ def cluster() -> Iterator[None]:
         start("munged", "munged", "--foreground", "--force", *own)
         until((folder / "munge.socket").exists, lambda: told(logs))
         start("slurmctld", "slurmctld", "-D")
-        for node in ("n1", "n2"):
+        for node in (HOST, f"{HOST}-2"):
             start(node, "slurmd", "-D", "-N", node)
         until(lambda: answer("sinfo", "--noheader", "--states=idle", "--format=%D").strip() == "2", lambda: told(logs))
         # its jobs first, whose processes are not the daemons' own
@@ -208,7 +210,7 @@ def test_at_most_so_many_at_a_time(study: Study) -> None:
 
 @pytest.mark.parametrize("by", ["time limit", "requeue", "preemption", "preemption with grace"])
 def test_a_job_that_is_asked_to_stop_goes_on(study: Study, by: str) -> None:
-    whole = {"nodelist": "n1", "exclusive": True}
+    whole = {"nodelist": HOST, "exclusive": True}
     partition = "graceful" if by == "preemption with grace" else "main"
     ids = study.submit({"steps": 30}, partition=partition, extra=whole)
     study.reach("job-0", 5)
@@ -260,7 +262,7 @@ def test_two_nodes_meet_at_one_place_and_go_on_together(study: Study) -> None:
     study.reach("job-0", 5)
     answer("scancel", "--signal=USR2", id_)
     assert study.wait([id_]) == [("COMPLETED", 0)], study.logs()
-    meeting = ["--rendezvous", f"n1:{20000 + int(id_) % 10000}"]
+    meeting = ["--rendezvous", f"{HOST}:{20000 + int(id_) % 10000}"]
     starts = study.starts()
     assert [start[1] for start in starts] == ["0", "0", "1", "1"]
     assert all(start[5:] == meeting for start in starts)
@@ -300,3 +302,21 @@ def test_a_study_is_trained_by_its_jobs_and_found_again(cluster: None, here: Her
     assert [point["status"] for point in points] == ["finished"] * 6
     assert sorted(point["trained_tokens"] // 2048 for point in points) == [16, 16, 17, 17, 30, 30]
     assert here.run(*line).count("SLURM:") == 0, "nothing is left to hand over"
+
+
+def test_points_on_two_nodes_each(cluster: None, here: Here) -> None:
+    """A rank on each; what comes out is what two ranks of one machine make of it."""
+    pytest.importorskip("submitit")
+    line = ["budget.tokens=60K,80K", "schedule=wsd", "checkpoint.every=1000", "train.eval_every=1000"]
+    line += ["fit.replicates=20"]
+    nodes = ["parallelism.nodes=2", "study.launcher=slurm", "runs_dir=runs/nodes", "study.name=nodes"]
+    here.run("-m", *line, *nodes)
+    here.run("-m", *line, "parallelism.gpus=2", "runs_dir=runs/ranks", "study.name=ranks", "tracking=journal")
+    ours, theirs = (
+        json.loads((here.folder / f"runs/{name}/study-{name}/study.json").read_text())["points"]
+        for name in ("nodes", "ranks")
+    )
+    assert [point["status"] for point in ours] == ["finished"] * 2
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["trained_tokens"] == other["trained_tokens"]
+        assert here.final_hashes(one["run_dir"]) == here.final_hashes(other["run_dir"])
