@@ -167,6 +167,7 @@ def row_of(study: Study, number: int) -> dict[str, Any]:
         result |= {"reason": result.get("reason") or failed["reason"], "loss": None}
         if result["status"] in ("finished", "not begun"):
             result["status"] = "refused" if failed["status"] == 2 else "failed"
+    trained, rate = plan.tokens - (branch.tokens if branch else 0), result.get("tokens_per_s")
     return {
         "name": run_dir.name,
         "point": study.configs[number].study.point,
@@ -174,7 +175,8 @@ def row_of(study: Study, number: int) -> dict[str, Any]:
         "status": result["status"],
         "params": plan.parameters.total,
         "tokens": plan.tokens,
-        "trained_tokens": plan.tokens - (branch.tokens if branch else 0),
+        "trained_tokens": trained,
+        "seconds": trained / rate if rate else None,
         "loss": result.get("loss"),
         "note": result.get("reason") or (f"from step {branch.step:,} of {Path(branch.run).name}" if branch else ""),
     }

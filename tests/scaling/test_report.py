@@ -69,7 +69,7 @@ RUNS: list[dict[str, Any]] = [
         "trained_tokens": 880e6, "loss": 3.8941, "seconds": 5400.0, "note": "",
     },
     {
-        "name": "model=550m", "status": "failed", "params": 550e6, "tokens": 11e9, "trained_tokens": 2.1e9,
+        "name": "model=550m", "point": "lr=2e-4", "status": "failed", "params": 550e6, "tokens": 11e9, "trained_tokens": 2.1e9,
         "loss": None, "seconds": None, "note": "the loss was not finite at step 1,204",
     },
 ]  # fmt: skip
@@ -164,7 +164,7 @@ def test_the_runs_of_a_study_are_on_top_with_what_failed(html: str, read: Page) 
     assert "Trunks saved 39% of the compute." in read.text
     assert "1 of 2 runs are done. 1 is not; the last column says why." in read.text
     assert "model=44m,budget.tokens=880Mdone44M880M880M3.89490.0 minutes" in read.text
-    assert "model=550mfailed550M11B2.1B––the loss was not finite at step 1,204" in read.text
+    assert "model=550mlr=2e-4failed550M11B2.1B––the loss was not finite at step 1,204" in read.text
     assert '<span class="bad">failed</span>' in html
     assert read.text.index("39%") < read.text.index("model=550m") < read.text.index("Overview")
 
@@ -190,7 +190,7 @@ def test_names_and_reasons_are_text_wherever_they_stand(tmp_path: Path) -> None:
         "isoflop": {"budgets": [budget], "tokens_power": None, "params_power": None},
     }  # fmt: skip
     run = dict.fromkeys(("params", "tokens", "trained_tokens", "loss", "seconds"))
-    runs = [{**run, "name": EVIL, "status": EVIL, "note": EVIL}]
+    runs = [{**run, "name": EVIL, "point": EVIL, "status": EVIL, "note": EVIL}]
     report.write(fit, tmp_path / "report.html", title=EVIL, runs=runs, summary=[EVIL])
     html = (tmp_path / "report.html").read_text()
     found = Page(html)

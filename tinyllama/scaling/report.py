@@ -26,8 +26,8 @@ def write(
     runs: Sequence[Mapping[str, Any]] = (),
     summary: Sequence[str] = (),
 ) -> None:
-    """Writes the page. `fit` as `fit.json` has it; `runs` are a study's (name, status, params, tokens, trained_tokens,
-    loss, seconds, note; all but the first two may be None), shown on top after the lines of `summary`."""
+    """Writes the page. `fit` as `fit.json` has it; `runs` are a study's (name, status, point, params, tokens,
+    trained_tokens, loss, seconds, note; all but the first two may be None), shown on top after the lines of `summary`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page.document(title, _body(fit, runs, summary)), encoding="utf-8")
 
@@ -85,6 +85,7 @@ def _runs(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         rows.append(
             [
                 page.name(str(run["name"])),
+                page.plain(str(run.get("point") or "")),
                 f'<span class="bad">{status}</span>' if run in failed else status,
                 count(run.get("params")),
                 count(run.get("tokens")),
@@ -94,8 +95,9 @@ def _runs(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 page.plain(str(run.get("note") or "")),
             ]
         )
-    columns = ["run", "status", "params", "tokens<br>planned", "tokens<br>trained", "loss", "time", "note"]
-    yield page.table("The runs of the study; loss in nats per token.", columns, rows, left=(0, 1, 7))
+    columns = ["run", "point", "status", "params", "tokens<br>planned", "tokens<br>trained", "loss", "time", "note"]
+    says = "The runs of the study; loss in nats per token, time of the training steps."
+    yield page.table(says, columns, rows, left=(0, 1, 2, 8))
 
 
 def _overview(fit: Mapping[str, Any]) -> Iterator[str]:
