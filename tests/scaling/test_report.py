@@ -69,8 +69,8 @@ RUNS: list[dict[str, Any]] = [
         "trained_tokens": 880e6, "loss": 3.8941, "seconds": 5400.0, "note": "",
     },
     {
-        "name": "model=550m", "point": "lr=2e-4", "status": "failed", "params": 550e6, "tokens": 11e9, "trained_tokens": 2.1e9,
-        "loss": None, "seconds": None, "note": "the loss was not finite at step 1,204",
+        "name": "model=550m", "point": "lr=2e-4", "status": "failed", "params": 550e6, "tokens": 11e9,
+        "trained_tokens": 2.1e9, "loss": None, "seconds": None, "note": "the loss was not finite at step 1,204",
     },
 ]  # fmt: skip
 

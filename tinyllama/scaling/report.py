@@ -26,8 +26,8 @@ def write(
     runs: Sequence[Mapping[str, Any]] = (),
     summary: Sequence[str] = (),
 ) -> None:
-    """Writes the page. `fit` as `fit.json` has it; `runs` are a study's (name, status, point, params, tokens,
-    trained_tokens, loss, seconds, note; all but the first two may be None), shown on top after the lines of `summary`."""
+    """Writes the page. `fit` as `fit.json` has it; `runs` are a study's, shown on top after the lines of `summary`:
+    name, status, point, params, tokens, trained_tokens, loss, seconds and note, of which all but two may be None."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page.document(title, _body(fit, runs, summary)), encoding="utf-8")
 
