@@ -233,7 +233,10 @@ def shared_out(configs: Sequence[RunConfig]) -> Iterator[dict[str, str]]:
 
 
 def on_slurm(study: Study, program: Path, console: Console) -> int:
-    """Each job one of an array's. A job with points that an earlier start has queued waits for these to end first."""
+    """Each job one of an array's.
+
+    Jobs with points that an earlier start has queued are handed over after all that is queued has ended.
+    """
     folder, told = study.folder / JOBS, set(study.finished())
 
     def progress(states: Sequence[queue.JobState]) -> None:
@@ -242,25 +245,25 @@ def on_slurm(study: Study, program: Path, console: Console) -> int:
         console.print(f"SLURM: {standing}; logs: {folder}")
         told = _tell_finished(study, told, console)
 
-    statuses: list[int] = []
-    left = study.jobs_left()
+    statuses: dict[int, int] = {}
+    left, queued = study.jobs_left(), _queued(folder)
     while left:
-        queued = _queued(folder)
-        names = {number: [run_folder(study.configs[point]).name for point in study.jobs[number]] for number in left}
-        new = [number for number in left if queued.keys().isdisjoint(names[number])]
-        for number, id_ in _submitted(study, new, program):
-            queued |= dict.fromkeys(names[number], id_)
+        points = {number: [str(run_folder(study.configs[point])) for point in study.jobs[number]] for number in left}
+        new = [number for number in left if queued.keys().isdisjoint(points[number])]
+        for array in _submitted(study, new, program):
+            queued |= {point: id_ for number, id_ in array.items() for point in points[number]}
             write_json(folder / QUEUED, queued)
-        ids = sorted({queued[name] for number in left for name in names[number] if name in queued})
-        ended = queue.wait(ids, folder=folder, progress=progress, every=SLURM_EVERY)
-        statuses += [1 if state.status is None else state.status for state in ended]
-        partly = [number for number in left if not queued.keys() >= set(names[number])]
-        left = [number for number in study.jobs_left() if number in partly]
-    return worst(statuses)
+        ids = {number: {queued[point] for point in points[number] if point in queued} for number in left}
+        ended = queue.wait(sorted(set().union(*ids.values())), folder=folder, progress=progress, every=SLURM_EVERY)
+        status = {state.id: 1 if state.status is None else state.status for state in ended}
+        statuses |= {number: worst(status[id_] for id_ in ids[number]) for number in left}
+        partly = [number for number in left if not queued.keys() >= set(points[number])]
+        left, queued = [number for number in study.jobs_left() if number in partly], {}
+    return worst(statuses[number] for number in study.jobs_left() if number in statuses)
 
 
-def _submitted(study: Study, jobs: Sequence[int], program: Path) -> Iterator[tuple[int, str]]:
-    """Hand jobs over, those of as many nodes as one array; each with the id it gets."""
+def _submitted(study: Study, jobs: Sequence[int], program: Path) -> Iterator[dict[int, str]]:
+    """Hand jobs over, those of as many nodes as one array: each array's jobs with the ids that they get."""
     nodes_of = {number: study.configs[study.jobs[number][0]].parallelism.nodes for number in jobs}
     for nodes in sorted(set(nodes_of.values())):
         alike = [number for number in jobs if nodes_of[number] == nodes]
@@ -271,11 +274,11 @@ def _submitted(study: Study, jobs: Sequence[int], program: Path) -> Iterator[tup
             command=[sys.executable, str(program)],
             nodes=nodes,
         )
-        yield from zip(alike, ids, strict=True)
+        yield dict(zip(alike, ids, strict=True))
 
 
 def _queued(folder: Path) -> dict[str, str]:
-    """What an earlier start handed over and that has not ended: the job's id by the names of its points' folders."""
+    """What an earlier start handed over and that has not ended: the job's id by its points' folders."""
     note = folder / QUEUED
     known: dict[str, str] = json.loads(note.read_text()) if note.exists() else {}
     ids = sorted(set(known.values()))

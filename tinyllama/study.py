@@ -88,7 +88,8 @@ def labels_of(configs: Sequence[RunConfig]) -> list[str]:
     """
     flat = [flatten(as_dict(config)) for config in configs]
     keys = list(dict.fromkeys(key for one in flat for key in one))
-    keys.sort(key=lambda key: not key.endswith(".name"))
+    # names first; what only says where a run lies last
+    keys.sort(key=lambda key: (not key.endswith(".name"), key in ("name", "runs_dir", "run_dir")))
     chosen: list[str] = []
     groups = 1
     for key in keys:
@@ -98,7 +99,8 @@ def labels_of(configs: Sequence[RunConfig]) -> list[str]:
     short = {key: key.removesuffix(".name").rpartition(".")[2] for key in chosen}
     times = Counter(short.values())
     names = {key: key if times[leaf] > 1 else leaf for key, leaf in short.items()}
-    return [", ".join(f"{names[key]}={_short(one[key])}" for key in chosen if key in one) for one in flat]
+    labels = [", ".join(f"{names[key]}={_short(one[key])}" for key in chosen if key in one) for one in flat]
+    return [label or run_folder(config).name for label, config in zip(labels, configs, strict=True)]
 
 
 def _short(value: str) -> str:
@@ -125,7 +127,7 @@ def run(configs: Sequence[RunConfig], *, train: jobs.Train, program: Path, conso
 def _run(study: Study, *, train: jobs.Train, program: Path, console: Console) -> int:
     jobs.freeze(study)
     console.print(study.told())
-    with Parent.opened(study.configs[0], study.folder, study.name, report=console.print) as parent:
+    with Parent.opened(study.configs[0], study.folder, told=study.told(), report=console.print) as parent:
         try:
             if study.configs[0].study.launcher == "slurm":
                 status = jobs.on_slurm(study, program, console)
@@ -190,5 +192,5 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         loss = "" if row["loss"] is None else f"{row['loss']:.3f}"
         sizes = (counted(row[key]) for key in ("params", "tokens", "trained_tokens"))
-        table.add_row(row["name"], *sizes, loss, row["status"], row["note"])
+        table.add_row(f"{row['name']}\n  {row['point']}", *sizes, loss, row["status"], row["note"])
     return table

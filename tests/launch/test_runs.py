@@ -210,10 +210,26 @@ def test_a_run_that_is_forced_on_says_that_it_was_changed(tmp_path: Path, config
     assert thaw(run_dir).changed, "and stays so"
 
 
+def test_a_run_that_began_before_a_knob_was_there_is_the_same_run(
+    tmp_path: Path, config: Config, data: DataIdentity
+) -> None:
+    run = of(config, steps=100)
+    begin(tmp_path, run, data)
+    whole = json.loads((tmp_path / "config.json").read_text())
+    del whole["config"]["study"]["point"]
+    for source in whole["config"]["data"]["sources"].values():
+        del source["unique_tokens"]
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    assert thaw(tmp_path).config == run
+    assert "unique_tokens" not in json.dumps(runs.essence(run)), "or its digest would be another"
+
+
 def test_what_another_version_froze_is_said_to_be_that(tmp_path: Path, config: Config, data: DataIdentity) -> None:
     begin(tmp_path, of(config, steps=100), data)
     whole = json.loads((tmp_path / "config.json").read_text())
     del whole["config"]["slurm"]
     (tmp_path / "config.json").write_text(json.dumps(whole))
-    with pytest.raises(ValueError, match=r"was begun by another version of .* \(slurm: is missing.*: go on with that"):
+    with pytest.raises(
+        ValueError, match=r"was written by another version of .* \(slurm: is missing.*\): use that version"
+    ):
         thaw(tmp_path)

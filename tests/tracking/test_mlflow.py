@@ -357,6 +357,9 @@ def test_an_experiments_runs_are_read_back_but_for_studies(tmp_path: Path, confi
     assert run.is_running
     run.end("FINISHED")
     assert not run.is_running
+    parent.call(run._id, "x" * 1000)
+    assert MlflowClient(uri).get_run(run._id).info.run_name == "x" * 250, "what every database has room for"
+    parent.call(run._id, "a")
     [found] = runs_of(uri, "tinyllama")
     assert (found["name"], found["status"], found["params"]["model.d_model"]) == ("a", "FINISHED", "128")
     with pytest.raises(ValueError, match="no experiment other at"):

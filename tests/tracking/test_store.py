@@ -43,7 +43,7 @@ def test_points_of_a_train_line() -> None:
         "mfu": None,
         "reason": {"mfu": "no peak"},
     }
-    assert store.points(line) == {"tokens": 96.0, "train/loss": 2.0}
+    assert list(store.points(line).items()) == [("train/loss", 2.0), ("tokens", 96.0)], "the loss first"
 
 
 def test_points_of_an_eval_line() -> None:

@@ -44,7 +44,7 @@ class Source(Section):
     """How its raw files are read: text takes each file as one document, and so reads source trees too; the two stdlib
     formats read the running Python's own library and need no files."""
     weight: PositiveFloat | Literal["natural"]
-    """Its share of the training tokens, relative to the other weights; natural is its size in tokens."""
+    """Its share of the training tokens, relative to the other weights; natural is its size, or what is taken of it."""
     raw: str | None = None
     """Folder of its raw files; null for the stdlib formats."""
     hub: str | None = None
@@ -66,8 +66,8 @@ class Source(Section):
     tokens: Count | None = None
     """About how many training tokens it has, for plans made before it is prepared."""
     unique_tokens: Count | None = None
-    """Train on no more of its tokens than this: windows drawn from all of it, the same for any seed, a smaller number's
-    among a larger one's. Null takes all."""
+    """Train on so many of its tokens, fewer than it has: windows drawn from all of it, the same for any seed, a smaller
+    number's among a larger one's. Null takes all."""
     max_epochs: PositiveFloat | None = None
     """Refuse a budget that would repeat it more often than this."""
 

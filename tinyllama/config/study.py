@@ -16,7 +16,7 @@ class Study(Section):
     """Names the study's folder and its parent run in MLflow; null names them by the points."""
     folder: str | None
     """Where its jobs, its fit and its report are; the program sets it for the points of a grid."""
-    point: str | None
+    point: str | None = None
     """What tells a point from the others, as in "d_model=16, tokens=64K"; the program sets it. Its name in MLflow."""
     launcher: Literal["here", "slurm"]
     """Whether this machine trains the points, or SLURM does, through submitit, an array of jobs."""

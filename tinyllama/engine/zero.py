@@ -12,7 +12,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -277,13 +277,14 @@ def _settings(
 
 
 def _import_uncompiled() -> None:
-    """Import DeepSpeed's Muon, which ZeRO imports, without having it compiled: that loads all of inductor, a fifth of
-    what there is to import before a first step, for an optimizer that no run here takes."""
+    """Import DeepSpeed's Muon, which `initialize` looks for, without having it compiled: that loads all of inductor, a
+    fifth of what there is to import before a first step, for an optimizer that no run here takes."""
     from deepspeed.runtime import compiler
 
     compile_, compiler.compile = compiler.compile, lambda: lambda function: function
     try:
-        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+        with suppress(ImportError):  # it may move: a start is longer then
+            import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
     finally:
         compiler.compile = compile_
 

@@ -116,8 +116,8 @@ def thaw(run_dir: Path) -> Frozen:
         )
     except ConfigError as error:
         raise ValueError(
-            f"{run_dir} was begun by another version of this program, whose configuration this one cannot read "
-            f"({error.problems[0]}): go on with that version, or start over in another folder or with resume=never"
+            f"{run_dir} was written by another version of this program, and this one cannot read its configuration "
+            f"({error.problems[0]}): use that version, or another folder"
         ) from error
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{run_dir} holds no run: {error}") from error

@@ -40,9 +40,9 @@ class SourcePlan:
     tokens: int
     """Training tokens drawn from it."""
     unique_tokens: int | None
-    """Training tokens it holds; None where it is neither prepared nor declared."""
+    """Training tokens it holds, or as many of them as are taken; None where nobody knows yet."""
     measured: bool
-    """Whether unique_tokens was counted when the source was prepared, or is only declared."""
+    """Whether unique_tokens is exact, or what is declared of data that is not prepared."""
     epochs: float | None
     """Times it is seen."""
     effective_tokens: int | None
@@ -154,7 +154,9 @@ def make_plan(
         name: source.tokens if measured_tokens is None else measured_tokens[name]
         for name, source in data.sources.items()
     }
-    problems = [*_too_small(config, sizes), *_too_few_taken(config, sizes)]
+    if problems := [*_too_little_taken(config, measured_tokens)]:
+        raise ConfigError(problems)  # nothing else can be worked out
+    problems += _too_small(config, sizes)
     unique = sizes | {name: tokens // model.context * model.context for name, tokens in data.unique_tokens.items()}
     try:
         wanted = budget_tokens(config.budget, model=model, unique_tokens=unique)
@@ -173,7 +175,12 @@ def make_plan(
     tokens = sum(stage.sequences for stage in stages) * model.context
     parameters, flops = count_parameters(model), count_flops(model)
     sources = {
-        name: _source_plan(float(sequences * model.context), tokens, unique[name], measured=measured_tokens is not None)
+        name: _source_plan(
+            float(sequences * model.context),
+            tokens,
+            unique[name],
+            measured=measured_tokens is not None or name in data.unique_tokens,
+        )
         for name, sequences in sequences_by_source(stages).items()
     }
     problems += _repeated_too_often(config, sources)
@@ -245,9 +252,9 @@ def _too_small(config: RunConfig, unique: Mapping[str, int | None]) -> Iterator[
             yield Problem(f"data.sources.{name}", says)
 
 
-def _too_few_taken(config: RunConfig, sizes: Mapping[str, int | None]) -> Iterator[Problem]:
+def _too_little_taken(config: RunConfig, measured_tokens: Mapping[str, int] | None) -> Iterator[Problem]:
     for name, tokens in config.data.unique_tokens.items():
-        key, size = f"data.sources.{name}.unique_tokens", sizes[name]
+        key, size = f"data.sources.{name}.unique_tokens", (measured_tokens or {}).get(name)
         if tokens < config.model.context:
             yield Problem(
                 key, f"{tokens:,} are less than one sequence of model.context={config.model.context}: raise it"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tinyllama.tracking.record import write_json
 from tinyllama.tracking.store import (
+    NAME_LENGTH,
     NOTE,
     Mirror,
     Point,
@@ -65,7 +66,10 @@ class MlflowRun:
         if known is None:
             began = None if started is None else round(started * 1000)
             known = self._client.create_run(
-                experiment_id, start_time=began, run_name=mirror.label or run_dir.name, tags=dict(mirror.tags)
+                experiment_id,
+                start_time=began,
+                run_name=(mirror.label or run_dir.name)[:NAME_LENGTH],
+                tags=dict(mirror.tags),
             )
             others = [other for other in noted(note) if {key: other.get(key) for key in here} != here]
             write_json(note, [{**here, "run_id": known.info.run_id}, *others])
@@ -87,6 +91,10 @@ class MlflowRun:
     def is_running(self) -> bool:
         """Whether the store has no end of it."""
         return str(self._client.get_run(self._id).info.status) == "RUNNING"
+
+    def call(self, run_id: str, name: str) -> None:
+        """Gives another run of the store a name."""
+        self._client.update_run(run_id, name=name[:NAME_LENGTH])
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Sets tags."""

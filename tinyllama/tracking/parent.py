@@ -40,14 +40,15 @@ class Parent:
 
     @classmethod
     @contextmanager
-    def opened(cls, config: RunConfig, folder: Path, name: str, *, report: Callable[[str], None]) -> Iterator[Parent]:
+    def opened(cls, config: RunConfig, folder: Path, *, told: str, report: Callable[[str], None]) -> Iterator[Parent]:
         """Open a study's run, or go on with it; whatever ends the block closes it."""
         tracked = config.tracking.name == "mlflow"
-        parent = cls(Mirror.of_study(folder, as_dict(config), name=name) if tracked else None)
+        parent = cls(Mirror.of_study(folder, as_dict(config), name=str(config.study.name)) if tracked else None)
         if parent._mirror is not None:
             with parent._told(report):
                 reach(parent._mirror.uri, timeout=sync.REACH_WITHIN)
                 parent._run = MlflowRun(parent._mirror)
+                parent._run.tag({DESCRIPTION: parent._described(told, [])})
                 report(f"in MLflow: {ui_command(parent._mirror.uri)}, then {parent._run.page}")
         try:
             yield parent
@@ -73,29 +74,36 @@ class Parent:
         self._status = "FAILED" if failed else "FINISHED"
         if self._run is not None:
             with self._told(_log.warning):
+                self._run.tag({DESCRIPTION: self._described(told, points)})
+                for point in points:  # a point may have been trained before it was one of these
+                    if run_id := self._run_of(point):
+                        self._run.call(run_id, point["point"])
                 for path in artifacts:
                     self._run.upload(path)
-                self._run.tag({DESCRIPTION: self._described(told, points)})
+
+    def _run_of(self, point: Mapping[str, Any]) -> str | None:
+        assert self._mirror is not None
+        return noted_run(Path(point["run_dir"]) / NOTE, self._mirror.place)
 
     def _described(self, told: str, points: Sequence[Mapping[str, Any]]) -> str:
-        """The page of the study's run: the way to its comparison and its curves, and the points, if they fit."""
-        assert self._run is not None and self._mirror is not None
+        """The page of the study's run: the way to its curves and its comparison, and the points, if they fit."""
+        assert self._run is not None
         experiment = self._run.experiment_id
-        ids = [noted_run(Path(point["run_dir"]) / NOTE, self._mirror.place) for point in points]
-        known = quote(json.dumps([one for one in ids if one], separators=(",", ":")))
+        known = quote(json.dumps([run_id for run_id in map(self._run_of, points) if run_id], separators=(",", ":")))
         table = ["| point | parameters | tokens | loss | status |", "|---|---|---|---|---|"]
         for point in points:
             loss = "" if point["loss"] is None else f"{point['loss']:.4f}"
             columns = (point["point"], f"{point['params']:,}", f"{point['tokens']:,}", loss, point["status"])
-            table.append("| " + " | ".join(columns) + " |")
+            table.append("| " + " | ".join(text.replace("|", "/") for text in columns) + " |")
+        compare = f"[Compare the points](#/compare-runs?runs={known}&experiments={quote(json.dumps([experiment]))})"
         text = told
         for part in (
-            f"[Compare the points](#/compare-runs?runs={known}&experiments={quote(json.dumps([experiment]))})",
+            compare if points else "",
             f"[Curves](#/experiments/{experiment}/runs?compareRunsMode=CHART&workflowType=machine_learning): open the "
             "study by its plus sign; to draw over tokens, choose them under the cogwheel, X-axis, Metric.",
-            "\n".join(table),
+            "\n".join(table) if points else "",
         ):
-            if len(text) + len(part) + 2 <= TAG_LENGTH:
+            if part and len(text) + len(part) + 2 <= TAG_LENGTH:
                 text += f"\n\n{part}"
         return text
 

@@ -22,6 +22,8 @@ PARAM_LENGTH = 6000
 """Characters that MLflow keeps of a parameter's value; longer ones are refused."""
 TAG_LENGTH = 5000
 """Characters of a tag's value that every MLflow server takes."""
+NAME_LENGTH = 250
+"""Characters of a run's name that every MLflow database has room for."""
 SUPERSEDED = "superseded"
 """The tag that says which steps were measured twice."""
 DESCRIPTION = "mlflow.note.content"
@@ -93,7 +95,7 @@ class Mirror:
         if study.get("folder") is None:
             return mirror
         parent = noted_run(Path(study["folder"]) / NOTE, mirror.place)
-        tags = {**mirror.tags, "study": study["name"], **({PARENT: parent} if parent else {})}
+        tags = {**mirror.tags, "study": study["name"], "folder": run_dir.name, **({PARENT: parent} if parent else {})}
         return replace(mirror, tags=tags, label=study.get("point"))
 
     @classmethod
