@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +81,27 @@ def test_a_run_begins_at_random_or_from_another_and_goes_on_from_its_own(tmp_pat
     step, first, resumed = start(tmp_path / "other")
     assert (step, resumed is not None) == (4, True)
     assert torch.equal(first, share("weights", 4)["a.weight"])
+
+
+def test_deepspeeds_start_loads_no_compiler() -> None:
+    """Muon is compiled where it is imported, as DeepSpeed does for its own sake; see what that loads."""
+    script = """
+import sys, deepspeed
+from tinyllama.engine.zero import _import_uncompiled
+if sys.argv[1] == "uncompiled":
+    _import_uncompiled()
+import deepspeed.runtime.zero.muon.muon_optimizer
+from deepspeed.runtime import compiler
+assert compiler.compile.__module__ == "deepspeed.runtime.compiler", "put back"
+print("torch._inductor.compile_fx" in sys.modules)
+"""
+    for how, loaded in (("uncompiled", False), ("compiled", True)):
+        done = subprocess.run(
+            [sys.executable, "-c", script, how],
+            env=os.environ | {"DS_ACCELERATOR": "cpu"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        assert done.stdout.split()[-1] == str(loaded)
