@@ -228,7 +228,7 @@ def test_a_long_name_is_told_whole(several: Set) -> None:
 @pytest.mark.parametrize("step", [None, range(8, 12)])
 def test_all_that_is_shown(several: Set, loader: Loader, step: range | None) -> None:
     how = Inspect(samples=2, characters=50, at_step=None if step is None else 2)
-    knobs: Any = {"stages": STAGES, "sequences": 421, "context": CONTEXT, "seed": 5}
+    knobs: Any = {"stages": STAGES, "sequences": 421, "unique_tokens": {}, "context": CONTEXT, "seed": 5}
     shown = list(show(several.manifest, several.folder, how=how, step=step, **knobs))
     if step is not None:
         assert shown == list(of_step(loader, several.documents, samples=step, context=CONTEXT))
