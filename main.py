@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import hydra
 from hydra.errors import HydraException
+from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
 from rich.console import Console
 from yaml import YAMLError
@@ -61,6 +62,8 @@ def run() -> int:
         file, meet = (*sys.argv[2::2], None, None)[:2]
         return attempt(partial(jobs.run_job, Path(file or "nothing"), meet=meet, train=point, console=console))
     resolvers.register()
+    # Hydra composes a grid's points once before it launches them, to be sure; here that is one after the other
+    Sweeper.validate_batch_is_legal = lambda *_: None  # type: ignore[method-assign]
     # Hydra then raises what it would print, and all refusals look alike
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
