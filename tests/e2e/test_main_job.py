@@ -104,7 +104,8 @@ def test_generate_continues_a_text(here: Here, whole: str) -> None:
 
 
 def test_a_run_can_start_from_the_weights_of_another(here: Here, whole: str) -> None:
-    here.run("run_dir=runs/more", "init_from=runs/whole", "budget.tokens=50K", "optimizer.lr=1e-6", "seed=2")
+    line = ["init_from=runs/whole", "budget.tokens=50K", "optimizer.lr=1e-6", "seed=2", "tracking=journal"]
+    here.run("run_dir=runs/more", *line)
     started, learnt = here.losses("runs/more"), here.losses("runs/whole")
     assert started[1] < learnt[1] - 2, "it begins where the other ended, not at random"
     refusal = here.run("run_dir=runs/other", "init_from=runs/whole", "model.n_layers=3", expect=2)
@@ -175,7 +176,7 @@ def test_interrupted_says_so_and_lets_nobody_else_in(here: Here, whole: str) -> 
 
 def test_a_seed_makes_another_run(here: Here, whole: str) -> None:
     """The comparison above can fail."""
-    here.run("run_dir=runs/seeded", "seed=3", "budget.tokens=50K")
+    here.run("run_dir=runs/seeded", "seed=3", "budget.tokens=50K", "tracking=journal")
     assert here.losses("runs/seeded")[10] != here.losses("runs/whole")[10]
 
 
@@ -187,7 +188,7 @@ def test_two_machines_meet_and_train_the_same_model(here: Here, whole: str) -> N
     line = here.command(
         "run_dir=runs/nodes", "parallelism.nodes=2", f"parallelism.rendezvous=localhost:{port}", "budget.tokens=100K"
     )
-    alone = here.run("run_dir=runs/alone", "budget.tokens=100K")
+    alone = here.run("run_dir=runs/alone", "budget.tokens=100K", "tracking=journal")
     both = [
         subprocess.Popen(line, cwd=here.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for _ in range(2)

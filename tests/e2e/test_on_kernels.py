@@ -25,6 +25,7 @@ SMALLER_STILL = [
     "parallelism.micro_batch=2",
     "schedule.warmup_steps=2",
     "generate.max_tokens=1",
+    "tracking=journal",
 ]
 
 
