@@ -75,11 +75,11 @@ class Parent:
         if self._run is not None:
             with self._told(_log.warning):
                 self._run.tag({DESCRIPTION: self._described(told, points)})
+                for path in artifacts:
+                    self._run.upload(path)
                 for point in points:  # a point may have been trained before it was one of these
                     if run_id := self._run_of(point):
                         self._run.call(run_id, point["point"])
-                for path in artifacts:
-                    self._run.upload(path)
 
     def _run_of(self, point: Mapping[str, Any]) -> str | None:
         assert self._mirror is not None
