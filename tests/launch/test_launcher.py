@@ -186,7 +186,7 @@ def test_a_silent_rank_leaves_all_stacks(start: Start, tmp_path: Path, function:
         text = (stacks / f"rank-{rank}.txt").read_text()
         assert text.startswith(f"rank {rank}, process ") and "at step 7" in text and "in _stuck" in text
         silence.append(float(re.search(r"last sign of life ([\d.]+) s before", text)[1]))
-    assert silence[0] + 0.2 < silence[1] > 2  # where neither beats, they are as silent
+    assert silence[0] + 0.2 < silence[1] >= 2  # where neither beats, they are as silent
 
 
 @pytest.mark.parametrize("function", ["stop_itself", "keep_the_interpreter"])
