@@ -140,6 +140,9 @@ def _run(study: Study, *, train: jobs.Train, program: Path, console: Console) ->
                 parent.close_child(run_folder(config))
         rows = [row_of(study, number) for number in range(len(study.configs))]
         console.print(table_of(rows))
+        for row in rows:
+            if row["status"] != "finished" and row["note"]:
+                console.print(f"{row['name']}: {row['note']}")
         write_json(study.folder / STUDY, {"name": study.name, "told": study.told(), "points": rows})
         artifacts = [study.folder / STUDY, *_fitted(study, rows, console)]
         parent.finish(study.told(), rows, artifacts, failed=status != 0)
@@ -187,10 +190,12 @@ def row_of(study: Study, number: int) -> dict[str, Any]:
 def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
     """What came of all points, a line each."""
     table = Table(box=None, padding=(0, 1, 0, 0))
-    for column in ("run", "size", "tokens", "trained", "loss", "status", ""):
-        table.add_column(column, justify="left" if column in ("run", "status", "") else "right", overflow="fold")
+    table.add_column("point", overflow="fold")
+    for column in ("size", "tokens", "loss"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("status", "run"):
+        table.add_column(column, no_wrap=True)
     for row in rows:
         loss = "" if row["loss"] is None else f"{row['loss']:.3f}"
-        sizes = (counted(row[key]) for key in ("params", "tokens", "trained_tokens"))
-        table.add_row(f"{row['name']}\n  {row['point']}", *sizes, loss, row["status"], row["note"])
+        table.add_row(row["point"], counted(row["params"]), counted(row["tokens"]), loss, row["status"], row["name"])
     return table
