@@ -114,6 +114,10 @@ def test_an_automatic_micro_batch_is_halved_once_where_memory_runs_out(here: Her
     frozen = json.loads((here.folder / "runs/auto/config.json").read_text())
     assert frozen["config"]["parallelism"]["micro_batch"] == 16
     assert here.result("runs/auto")["status"] == "finished"
+    (here.folder / "runs/auto/result.json").unlink()
+    again = run("run_dir=runs/auto", "parallelism.micro_batch=auto")
+    assert again.returncode == 0, again.stdout
+    assert "out of memory" not in again.stdout, "it knows what was too much"
     several = run("run_dir=runs/several", "parallelism.micro_batch=auto", "parallelism.gpus=2", *LARGER)
     assert several.returncode == 0, several.stdout
     assert "out of memory: once again with parallelism.micro_batch=16" in several.stdout
