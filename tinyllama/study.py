@@ -126,8 +126,9 @@ def run(configs: Sequence[RunConfig], *, train: jobs.Train, program: Path, conso
 
 def _run(study: Study, *, train: jobs.Train, program: Path, console: Console) -> int:
     jobs.freeze(study)
-    console.print(study.told())
-    with Parent.opened(study.configs[0], study.folder, told=study.told(), report=console.print) as parent:
+    told = study.told()  # it reads every point's folder
+    console.print(told)
+    with Parent.opened(study.configs[0], study.folder, told=told, report=console.print) as parent:
         try:
             if study.configs[0].study.launcher == "slurm":
                 status = jobs.on_slurm(study, program, console)
@@ -143,16 +144,17 @@ def _run(study: Study, *, train: jobs.Train, program: Path, console: Console) ->
         for row in rows:
             if row["status"] != "finished" and row["note"]:
                 console.print(f"{row['name']}: {row['note']}")
-        write_json(study.folder / STUDY, {"name": study.name, "told": study.told(), "points": rows})
-        artifacts = [study.folder / STUDY, *_fitted(study, rows, console)]
-        parent.finish(study.told(), rows, artifacts, failed=status != 0)
+        told = study.told()
+        write_json(study.folder / STUDY, {"name": study.name, "told": told, "points": rows})
+        artifacts = [study.folder / STUDY, *_fitted(study, rows, told, console)]
+        parent.finish(told, rows, artifacts, failed=status != 0)
     return status
 
 
-def _fitted(study: Study, rows: Sequence[Mapping[str, Any]], console: Console) -> list[Path]:
+def _fitted(study: Study, rows: Sequence[Mapping[str, Any]], told: str, console: Console) -> list[Path]:
     """The files of a fit to the points; that there are too few of them is no failure of theirs."""
     try:
-        return fits.fit_study(study.configs[0], rows, study.told(), folder=study.folder, console=console)
+        return fits.fit_study(study.configs[0], rows, told, folder=study.folder, console=console)
     except Exception as error:
         console.print(f"not fitted: {error}" if isinstance(error, ValueError) else traceback.format_exc())
         return []
