@@ -78,6 +78,8 @@ def run() -> int:
     except (ValueError, HydraException) as error:  # Hydra's own bad values are plain ValueErrors
         requests.check()  # or what it made of a request
         return tasks.refuse(near_miss(str(error)))
+    if not configs:  # Hydra has shown what was asked for
+        return 0
     if len(configs) > 1 and all(config.task == "plan" for config in configs):
         return attempt(partial(tasks.plan_grid, configs, console=console))
     if all(config.task == "train" for config in configs) and (len(configs) > 1 or configs[0].study.launcher == "slurm"):

@@ -16,10 +16,11 @@ SOURCES = [*sorted(PACKAGE.rglob("*.py")), ROOT / "main.py"]
 LAYERS = [
     {"config", "kernels"},
     {"plan", "model", "data", "engine", "tracking"},
+    {"exchange"},
     {"evaluate"},
     {"train", "scaling", "launch"},
     {"tasks"},
-    {"fits", "jobs"},
+    {"fits", "jobs", "models"},
     {"study"},
     {"main"},
 ]

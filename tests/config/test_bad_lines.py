@@ -69,7 +69,8 @@ TYPES_AND_VALUES = [
     ("data.sources.code.held_out=1", "data.sources.code.held_out: 1 should be less than or equal to 0.5"),
     (
         "task=tran",
-        "task: 'tran' should be train, plan, prepare, inspect, download, generate, sync, fit or predict; "
+        "task: 'tran' should be train, plan, prepare, inspect, download, generate, evaluate, export, import, sync, fit "
+        "or predict; "
         "did you mean train?",
     ),
     ("kernels.backend=tritn", "kernels.backend: 'tritn' should be auto, torch or triton; did you mean triton?"),
@@ -231,6 +232,30 @@ BETWEEN = [
         "tracking.experiment: Default would put its artifacts into ./mlruns: choose another name",
     ),
     ("task=generate", "generate.run: is null: say whose weights to use, as in generate.run=runs/NAME"),
+    (
+        "task=export",
+        "export.run: is null: say whose weights to write, as in export.run=runs/NAME\n"
+        "export.out: is null: say which folder to write, as in export.out=models/NAME",
+    ),
+    (
+        "task=import hf.source=models/other",
+        "hf.out: is null: say which run folder to write, as in hf.out=runs/NAME",
+    ),
+    (
+        "generate.prompt=[] generate.stop=['']",
+        "generate.prompt: holds no text: give one, or several, or '' to begin a document\n"
+        "generate.stop: '' is in every text: leave it out",
+    ),
+    (
+        "evaluate.every=100",
+        "evaluate.every: 100 asks nothing: set evaluate.tasks, or evaluate=commonsense; train.eval_every measures "
+        "held-out text",
+    ),
+    (
+        "task=evaluate evaluate.held_out=false",
+        "evaluate.run: is null: say whom to ask, as in evaluate.run=runs/NAME\n"
+        "evaluate.held_out: is false and there are no evaluate.tasks: nothing is left to measure",
+    ),
     (
         "kernels=triton",
         "kernels.backend: triton needs a GPU, and parallelism.device=cpu: choose parallelism=single or kernels=torch, "

@@ -157,6 +157,26 @@ DOES_NOT: list[dict[str, Any]] = [
     {"generate.max_tokens": 1},
     {"generate.temperature": 0.0},
     {"generate.top_k": 1},
+    {"generate.top_p": 0.9},
+    {"generate.samples": 2},
+    {"generate.stop": ["\n"]},
+    {"evaluate.name": "other"},
+    {"evaluate.run": "runs/other"},
+    {"evaluate.held_out": False},
+    {"evaluate.tasks": ["piqa"]},
+    {"evaluate.tasks_dir": "tasks"},
+    {"evaluate.shots": 5},
+    {"evaluate.limit": 10},
+    {"evaluate.batch": 1},
+    {"evaluate.every": 100, "evaluate.tasks": ["piqa"]},
+    {"export.run": "runs/other"},
+    {"export.out": "models/other"},
+    {"export.at_step": 100},
+    {"export.dtype": "bf16"},
+    {"export.shard_bytes": 10**6},
+    {"export.format": "gguf"},
+    {"hf.source": "models/other"},
+    {"hf.out": "runs/other"},
     {"sync.run": "runs/other"},
 ]
 
@@ -332,7 +352,7 @@ def test_nothing_can_be_set_afterwards(config: Callable[..., RunConfig]) -> None
     source = run.data.sources["slimpajama"]
     assert source.filter is not None
     sections = [value for value in vars(run).values() if dataclasses.is_dataclass(value)]
-    assert len(sections) == 21
+    assert len(sections) == 24
     for section in [run, run.data.tokenizer, source, source.filter, *sections]:
         for field in dataclasses.fields(section):
             with pytest.raises(dataclasses.FrozenInstanceError):
@@ -385,7 +405,7 @@ def test_every_field_says_what_it_is() -> None:
         for node in ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body
         if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "Section" for base in node.bases)
     }
-    assert len(sections) == 26
+    assert len(sections) == 29
     silent = []
     for name, section in sections.items():
         assert ast.get_docstring(section), name

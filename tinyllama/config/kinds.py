@@ -78,6 +78,8 @@ PATTERNS = {
 """What to say of a text that does not match."""
 Globs = Annotated[tuple[str, ...], BeforeValidator(_several)]
 """Patterns such as `train/**/*.jsonl`; one alone needs no list."""
+Texts = Annotated[tuple[str, ...], BeforeValidator(_several)]
+"""Texts; one alone needs no list."""
 Name = Annotated[str, Field(pattern=_NAME, max_length=80)]
 Address = Annotated[str, Field(pattern=_ADDRESS)]
 Sha256 = Annotated[str, Field(pattern=_SHA256)]

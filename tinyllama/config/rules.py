@@ -23,7 +23,7 @@ from tinyllama.config.schema import (
     Train,
 )
 from tinyllama.config.study import Study
-from tinyllama.config.tasks import Generate
+from tinyllama.config.task_rules import TASK_RULES
 
 
 def broken_rules(sections: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -110,12 +110,6 @@ def a_requeued_job_goes_on(resume: str, study: Study) -> Broken:
             "resume",
             "never would start a job over each time that SLURM queues it: use auto, or another runs_dir",
         )
-
-
-def generate_has_a_run(task: str, generate: Generate) -> Broken:
-    """task=generate continues text with a run's weights."""
-    if task == "generate" and generate.run is None:
-        yield "generate.run", "is null: say whose weights to use, as in generate.run=runs/NAME"
 
 
 def kernels_can_run(task: str, kernels: Kernels, parallelism: Parallelism, train: Train) -> Broken:
@@ -231,7 +225,6 @@ RULES: tuple[Callable[..., Broken], ...] = (
     decay_belongs_to_wsd,
     nodes_meet,
     a_requeued_job_goes_on,
-    generate_has_a_run,
     kernels_can_run,
     evaluation_holds_a_sequence,
     nodes_start_over_together,
@@ -242,4 +235,5 @@ RULES: tuple[Callable[..., Broken], ...] = (
     experiment_has_a_name,
     secrets_stay_out,
     *DATA_RULES,
+    *TASK_RULES,
 )

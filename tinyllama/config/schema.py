@@ -26,7 +26,14 @@ from tinyllama.config.kinds import (
 )
 from tinyllama.config.resilience import Checkpoint, Spikes
 from tinyllama.config.study import Slurm, Study
-from tinyllama.config.tasks import Fitting, Generate, Predict, Sync
+from tinyllama.config.tasks import Evaluate, Export, Fitting, Generate, HuggingFace, Predict, Sync
+
+# fmt: off
+Task = Literal[
+    "train", "plan", "prepare", "inspect", "download", "generate", "evaluate", "export", "import", "sync", "fit",
+    "predict",
+]
+# fmt: on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +244,7 @@ class RunConfig(Section):
 
     name: Name
     """Names the run folder, with the digest."""
-    task: Literal["train", "plan", "prepare", "inspect", "download", "generate", "sync", "fit", "predict"]
+    task: Task
     """What to do."""
     seed: NonNegativeInt
     """Of the initialisation and of the data order."""
@@ -272,6 +279,9 @@ class RunConfig(Section):
     prepare: Prepare
     inspect: Inspect
     generate: Generate
+    evaluate: Evaluate
+    export: Export
+    hf: HuggingFace
     sync: Sync
     study: Study
     slurm: Slurm

@@ -21,7 +21,7 @@ def continue_text(shape: Model, tokenizer: Path, checkpoints: Path, how: Generat
     pieces = Tokenizer.load(tokenizer)
     model = Llama(shape, ops=kernels.TORCH)
     model.load_state_dict(checkpoint.latest_weights(checkpoints))
-    prompt = pieces.encode(how.prompt)
+    prompt = pieces.encode(how.prompt[0])
     tokens = generate(
         model,
         prompt,

@@ -1,0 +1,1 @@
+"""Trained models in and out: Hugging Face folders, their tokenizers and model cards, GGUF files."""
