@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from yaml import YAMLError
 
-from tinyllama import fits, jobs, study, tasks
+from tinyllama import fits, jobs, models, study, tasks
 from tinyllama.config import resolvers
 from tinyllama.config.load import ConfigError, broken_yaml, load, near_miss, run_folder
 from tinyllama.config.schema import RunConfig
@@ -284,6 +284,8 @@ TASKS: dict[str, Callable[[RunConfig], None]] = {
     "prepare": partial(tasks.prepare, console=console),
     "inspect": partial(tasks.inspect, console=console),
     "generate": tasks.generate,
+    "export": partial(models.export, console=console),
+    "import": partial(models.import_, console=console),
     "sync": partial(tasks.sync, console=console),
     "fit": partial(fits.fit, console=console),
     "predict": partial(fits.predict, console=console),

@@ -58,6 +58,12 @@ class Tokenizer:
             )
         return cls(content, name=f"tokenizer {path}")
 
+    @property
+    def end_piece(self) -> str:
+        """How the end-of-document token is spelled."""
+        piece: str = self._model.id_to_piece(self.eos)
+        return piece
+
     def serialized(self) -> bytes:
         """The model, as SentencePiece writes it in a file."""
         content: bytes = self._model.serialized_model_proto()

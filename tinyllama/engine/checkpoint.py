@@ -49,6 +49,11 @@ class Tensors(Mapping[str, Tensor]):
         tensor: Tensor = self._file_of[name].get_tensor(name)
         return tensor
 
+    def described(self, name: str) -> tuple[tuple[int, ...], str]:
+        """A tensor's shape and its dtype as safetensors spells it, without reading it."""
+        piece = self._file_of[name].get_slice(name)
+        return tuple(piece.get_shape()), piece.get_dtype()
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._file_of)
 

@@ -43,6 +43,17 @@ class DataIdentity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where imported weights came from, and how text becomes tokens for them."""
+
+    source: str
+    start: int
+    """The token that a document begins with."""
+    adds_start: bool
+    """Whether every text is begun with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Frozen:
     """A run as its folder holds it."""
 
@@ -51,6 +62,8 @@ class Frozen:
     data: DataIdentity
     changed: bool = False
     """Whether resume=force has made it another run than it was begun as."""
+    origin: Origin | None = None
+    """Of weights that were not trained here."""
 
 
 def freeze(run_dir: Path, config: RunConfig, data: DataIdentity, plan: Plan, *, writes: bool = True) -> bool:
@@ -96,12 +109,24 @@ def freeze(run_dir: Path, config: RunConfig, data: DataIdentity, plan: Plan, *, 
     for stale in (RESULT, FAILURE):  # what an earlier attempt failed of is past
         (run_dir / stale).unlink(missing_ok=True)
     write_whole(tokenizer(run_dir), (Path(data.folder) / TOKENIZER_FILE).read_bytes())
-    whole = {"digest": frozen.digest, "changed": other, "data": asdict(data), "config": as_dict(config)}
-    write_json(run_dir / CONFIG, whole)
-    write_whole(run_dir / READABLE, OmegaConf.to_yaml(as_dict(config)).encode())
+    write_down(run_dir, replace(frozen, changed=other))
     write_json(run_dir / PLAN, plan.as_dict())
     check_room(run_dir, plan.disk.checkpoint)
     return True
+
+
+def write_down(run_dir: Path, frozen: Frozen) -> None:
+    """Write what a run is, for the program and for people."""
+    whole = {
+        "digest": frozen.digest,
+        "changed": frozen.changed,
+        "data": asdict(frozen.data),
+        "config": as_dict(frozen.config),
+    }
+    if frozen.origin:
+        whole["origin"] = asdict(frozen.origin)
+    write_json(run_dir / CONFIG, whole)
+    write_whole(run_dir / READABLE, OmegaConf.to_yaml(as_dict(frozen.config)).encode())
 
 
 def thaw(run_dir: Path) -> Frozen:
@@ -113,6 +138,7 @@ def thaw(run_dir: Path) -> Frozen:
             digest=whole["digest"],
             data=DataIdentity(**whole["data"]),
             changed=whole.get("changed", False),
+            origin=Origin(**whole["origin"]) if "origin" in whole else None,
         )
     except ConfigError as error:
         raise ValueError(

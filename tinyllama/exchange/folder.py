@@ -1,0 +1,117 @@
+"""Folders of weights that are whole or absent: written beside their place, hashed, renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from tinyllama.data.progress import PLAIN_EVERY, duration
+from tinyllama.engine.checkpoint import sha256_of
+
+SUMS = "SHA256SUMS"
+"""Every other file's sha256, as `sha256sum --check` reads it."""
+
+
+def refuse_what_is_there(out: Path, *, key: str) -> None:
+    """Raise ValueError where something is at a place that is to be written: nothing is ever written over."""
+    if out.exists() or out.is_symlink():
+        raise ValueError(f"{key}: {out} is there already: name another place, or remove it first")
+
+
+@contextmanager
+def new_folder(out: Path, *, key: str) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` once it is full and on the disk; where that fails it goes.
+
+    Raises ValueError where something is at `out`.
+    """
+    refuse_what_is_there(out, key=key)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        mode = partial.stat().st_mode & 0o666
+        for path in sorted(partial.rglob("*")):
+            if path.is_file():
+                path.chmod(mode)  # safetensors keeps its files from everybody else
+            _sync(path)
+        _sync(partial)
+        refuse_what_is_there(out, key=key)
+        partial.rename(out)
+        _sync(out.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_sums(folder: Path) -> None:
+    """Write down what each file of a folder hashes to."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    (folder / SUMS).write_text("".join(f"{sha256_of(path)}  {path.name}\n" for path in files))
+
+
+def check_sums(folder: Path) -> None:
+    """Raise ValueError where a folder says what its files hash to and one of them does not, or is not there."""
+    if not (folder / SUMS).is_file():
+        return
+    for line in (folder / SUMS).read_text().splitlines():
+        expected, _, name = line.partition("  ")
+        path = folder / name
+        if "/" in name or not path.is_file() or sha256_of(path) != expected:
+            raise ValueError(
+                f"{path} is not what {SUMS} says: copy the folder again, or remove {SUMS} if you changed it"
+            )
+
+
+def shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Names in order, in groups whose sizes add up to at most the limit; what is larger has a group of its own."""
+    groups: list[list[str]] = [[]]
+    room = limit
+    for name, size in sizes.items():
+        if size > room and groups[-1]:
+            groups.append([])
+            room = limit
+        groups[-1].append(name)
+        room -= size
+    return groups
+
+
+@contextmanager
+def moving(label: str, n_bytes: int, console: Console) -> Iterator[Callable[[int], None]]:
+    """Shows how many of the bytes have moved, at what rate and for how long still: a bar, or plain lines elsewhere.
+
+    Gives what is to be told of each piece's bytes.
+    """
+    if console.is_terminal:
+        columns = (TextColumn(label), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("", total=n_bytes)
+            yield lambda piece: bar.advance(task, piece)
+        return
+    began = told = time.monotonic()
+    moved = 0
+
+    def tell(piece: int) -> None:
+        nonlocal moved, told
+        moved += piece
+        now = time.monotonic()
+        if now - told >= PLAIN_EVERY:
+            told, rate = now, moved / (now - began)
+            left = duration((n_bytes - moved) / rate)
+            console.print(f"{label}: {moved / n_bytes:.0%}, {rate / 1e6:,.0f} MB/s, {left} left")
+
+    yield tell
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
