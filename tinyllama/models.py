@@ -17,7 +17,7 @@ from tinyllama.config.schema import RunConfig
 from tinyllama.launch import runs
 from tinyllama.plan.count import count_parameters
 from tinyllama.tracking.folder import PLAN, RESULT
-from tinyllama.tracking.record import write_json
+from tinyllama.tracking.record import refuse_what_is_there, write_json
 
 if TYPE_CHECKING:
     from tinyllama.engine.checkpoint import Checkpoint
@@ -61,17 +61,19 @@ def _at(folder: Path, frozen: runs.Frozen, one: Checkpoint) -> Trained:
 
 def export(config: RunConfig, *, console: Console) -> None:
     """task=export: a run's weights as a folder that other programs load."""
-    from tinyllama.data.tokenizer import Tokenizer
-    from tinyllama.exchange import export as folders
-    from tinyllama.exchange.card import card
-    from tinyllama.exchange.folder import refuse_what_is_there
-
     how = config.export
     assert how.run is not None and how.out is not None  # a rule of the gate
     run_dir, out = Path(how.run), Path(how.out)
     refuse_what_is_there(out, key="export.out")
-    frozen = runs.with_checkpoint(run_dir)
-    one, result = _checkpoint_to_export(run_dir, frozen, how.at_step)
+    frozen, result = runs.with_checkpoint(run_dir), runs.finished(run_dir)
+    step, place = _step_to_export(run_dir, frozen, result, how.at_step)
+
+    from tinyllama.data.tokenizer import Tokenizer
+    from tinyllama.engine.checkpoint import Checkpoint
+    from tinyllama.exchange.card import card
+    from tinyllama.exchange.export import export as write
+
+    one = Checkpoint.at(place)
     trained = _at(run_dir, frozen, one)
     if frozen.origin:
         text = (run_dir / IMPORTED_CARD).read_text()
@@ -80,48 +82,50 @@ def export(config: RunConfig, *, console: Console) -> None:
             frozen.config,
             folder=out.name,
             plan=json.loads((run_dir / PLAN).read_text()),
-            result=result,
-            step=one.step,
+            result=result if result and step == result["steps"] else None,
+            step=step,
             tokens=one.meta["tokens"],
             end=Tokenizer.load(trained.tokenizer).end_piece,
         )
-    folders.export(trained, out, card=text, dtype=how.dtype, shard_bytes=how.shard_bytes, console=console)
+    write(trained, out, card=text, dtype=how.dtype, shard_bytes=how.shard_bytes, console=console)
     parameters = count_parameters(trained.shape).total
-    console.print(f"exported step {one.step:,} of {run_dir}, {parameters:,} parameters in {how.dtype}, to {out}")
+    console.print(f"exported step {step:,} of {run_dir}, {parameters:,} parameters in {how.dtype}, to {out}")
 
 
-def _checkpoint_to_export(
-    run_dir: Path, frozen: runs.Frozen, at_step: int | None
-) -> tuple[Checkpoint, dict[str, Any] | None]:
-    """The checkpoint that is meant, and the run's result where it is that of these weights.
+def _step_to_export(
+    run_dir: Path, frozen: runs.Frozen, result: dict[str, Any] | None, at_step: int | None
+) -> tuple[int, Path]:
+    """The step that is meant and where its checkpoint is.
 
     Raises ValueError where there is none of that step, and where none is named of a run that has not finished.
     """
-    from tinyllama.engine.checkpoint import Checkpoint
-
-    places, result = dict(sorted(runs.checkpoints(run_dir))), runs.finished(run_dir)
-    last = result["steps"] if result else max(places) if frozen.origin else None
+    places = dict(sorted(runs.checkpoints(run_dir)))
     there = f"there is: {', '.join(map(str, places))}"
-    if at_step is None and last is None:
+    step = at_step
+    if step is None and result:
+        step = result["steps"]
+    elif step is None and frozen.origin:
+        step = 0
+    if step is None:
         raise ValueError(
             f"export.run: {run_dir} has not finished: let it, or name a step, export.at_step={max(places)}; {there}"
         )
-    step = last if at_step is None else at_step
     if step not in places:
         raise ValueError(f"export.at_step: {run_dir} has no checkpoint of step {step}; {there}")
-    return Checkpoint.at(places[step]), result if step == last else None
+    return step, places[step]
 
 
 def import_(config: RunConfig, *, console: Console) -> None:
     """task=import: a model in Hugging Face's format as a run folder, to go on from, to evaluate, to generate from."""
-    from tinyllama.exchange import published
-    from tinyllama.exchange.adopt import write_checkpoint
-    from tinyllama.exchange.export import CARD
-    from tinyllama.exchange.folder import new_folder, refuse_what_is_there
-
     assert config.hf.source is not None and config.hf.out is not None  # a rule of the gate
     source, out = Path(config.hf.source), Path(config.hf.out)
     refuse_what_is_there(out, key="hf.out")
+
+    from tinyllama.exchange import published
+    from tinyllama.exchange.adopt import write_checkpoint
+    from tinyllama.exchange.export import CARD
+    from tinyllama.exchange.folder import new_folder
+
     trained = published.open_published(source, name=_name_of(out), key="hf.source")
     frozen = _as_run(config, trained, out)
     with new_folder(out, key="hf.out") as folder:

@@ -12,9 +12,7 @@ from tinyllama.data.tokenizer import Tokenizer, train_tokenizer
 from tinyllama.exchange.export import export
 from tinyllama.exchange.trained import Trained
 
-TEXT = (
-    "def count(words):\n    return len(words)  # how many\n\nThe quick brown fox jumps over the lazy dog.\n"
-)
+TEXT = "def count(words):\n    return len(words)  # how many\n\nThe quick brown fox jumps over the lazy dog.\n"
 
 
 def trained(folder: Path, *, shape: Model | None = None) -> Trained:

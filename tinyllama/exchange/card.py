@@ -82,7 +82,7 @@ def _lines(
     hubs = sorted({source.hub for source in config.data.sources.values() if source.hub})
     yield _FRONT + "".join(["datasets:\n", *(f"- {hub}\n" for hub in hubs)] if hubs else []) + "---\n"
     yield f"# {config.name}\n"
-    begun = "from scratch" if config.init_from is None else "from other weights on"
+    begun = "from scratch" if config.init_from is None else "from other weights"
     yield (
         f"A Llama of {parameters:,} parameters, trained {begun} on {tokens:,} tokens, {tokens / parameters:.3g} a "
         f"parameter, in {step:,} of {plan['steps']:,} steps. {shape.n_layers} layers, width {shape.d_model}, "

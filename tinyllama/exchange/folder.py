@@ -14,15 +14,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from tinyllama.data.progress import PLAIN_EVERY, duration
 from tinyllama.engine.checkpoint import sha256_of
+from tinyllama.tracking.record import refuse_what_is_there
 
 SUMS = "SHA256SUMS"
 """Every other file's sha256, as `sha256sum --check` reads it."""
-
-
-def refuse_what_is_there(out: Path, *, key: str) -> None:
-    """Raise ValueError where something is at a place that is to be written: nothing is ever written over."""
-    if out.exists() or out.is_symlink():
-        raise ValueError(f"{key}: {out} is there already: name another place, or remove it first")
 
 
 @contextmanager

@@ -45,6 +45,12 @@ def write_whole(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
+def refuse_what_is_there(out: Path, *, key: str) -> None:
+    """Raise ValueError where something is at a place that is to be written: nothing is ever written over."""
+    if out.exists() or out.is_symlink():
+        raise ValueError(f"{key}: {out} is there already: name another place, or remove it first")
+
+
 def environment() -> dict[str, Any]:
     """Where this process runs: Python, platform, host, CPU count, versions of the packages that matter, git state.
 
