@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from yaml import YAMLError
 
-from tinyllama import fits, jobs, models, study, tasks
+from tinyllama import fits, jobs, models, study, tasks, transfers
 from tinyllama.config import resolvers
 from tinyllama.config.load import ConfigError, broken_yaml, load, near_miss, run_folder
 from tinyllama.config.schema import RunConfig
@@ -283,9 +283,9 @@ TASKS: dict[str, Callable[[RunConfig], None]] = {
     "download": partial(tasks.download, console=console),
     "prepare": partial(tasks.prepare, console=console),
     "inspect": partial(tasks.inspect, console=console),
-    "generate": tasks.generate,
-    "export": partial(models.export, console=console),
-    "import": partial(models.import_, console=console),
+    "generate": models.generate,
+    "export": partial(transfers.export, console=console),
+    "import": partial(transfers.import_, console=console),
     "sync": partial(tasks.sync, console=console),
     "fit": partial(fits.fit, console=console),
     "predict": partial(fits.predict, console=console),

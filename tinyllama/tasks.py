@@ -235,15 +235,8 @@ def inspect(config: RunConfig, *, console: Console) -> None:
         console.print(f"warning: {warning}")
 
 
-def generate(config: RunConfig) -> None:
-    """task=generate: continue a text with a run's newest weights."""
-    assert config.generate.run is not None  # a rule of the gate
-    run_dir = Path(config.generate.run)
-    print(continued(run_dir, runs.with_checkpoint(run_dir).config.model, config))
-
-
 def continued(run_dir: Path, shape: Model, config: RunConfig) -> str:
-    """What a run's newest weights make of config.generate's prompt."""
+    """What a run's newest weights make of the first of config.generate's prompts."""
     from tinyllama.evaluate.sample import continue_text
 
     return continue_text(shape, runs.tokenizer(run_dir), run_dir / runs.CHECKPOINTS, config.generate, config.seed)

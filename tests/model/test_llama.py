@@ -16,7 +16,8 @@ from tests.model.tiny import SHAPE, build, some_tokens
 from tinyllama import kernels
 from tinyllama.config.schema import RunConfig
 from tinyllama.kernels import reference
-from tinyllama.model.layers import Block, KeyValues, rope_tables
+from tinyllama.model.cache import Cache, KeyValues
+from tinyllama.model.layers import Block, rope_tables
 from tinyllama.model.llama import Llama, document_starts
 from tinyllama.plan.count import count_parameters
 
@@ -195,22 +196,23 @@ def test_recomputing_changes_nothing_and_is_done(monkeypatch: pytest.MonkeyPatch
     assert len(calls) == SHAPE.n_layers, "an evaluation keeps nothing, so it has nothing to recompute"
 
 
-def in_chunks(model: Llama, tokens: Tensor, size: int, *, forget: int = 0) -> Tensor:
-    """The logits of every position, `size` at a time through the cache, which loses its first `forget` positions."""
-    logits, past = [], None
-    for chunk in tokens.split(size, dim=1):
-        part, past = model.logits(chunk, past)
-        logits.append(part)
-        assert all(k.shape[1:] == v.shape[1:] == (k.shape[1], SHAPE.n_kv_heads, SHAPE.head_dim) for k, v in past)
-        past = [(k[:, forget:], v[:, forget:]) for k, v in past]
-    return torch.cat(logits, dim=1)
+def in_steps(model: Llama, tokens: Tensor, size: int, *, forget: int = 0) -> Tensor:
+    """The logits of every position: `size` at once, then one by one through a cache that loses its first `forget`."""
+    first, present = model.logits(tokens[:, :size])
+    assert all(k.shape == v.shape == (len(tokens), size, SHAPE.n_kv_heads, SHAPE.head_dim) for k, v in present)
+    cache = Cache(SHAPE, [size] * len(tokens), room=tokens.shape[1] - size, like=first)
+    cache.put(range(len(tokens)), [(k[:, forget:], v[:, forget:]) for k, v in present])
+    rest = [model.next_logits(tokens_b, cache)[:, None] for tokens_b in tokens[:, size:].T]
+    return torch.cat((first, *rest), dim=1)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def assert_cached(model: Llama, size: int, *, forget: int = 0) -> None:
     tokens = some_tokens()
     whole, _ = model.logits(tokens)
-    torch.testing.assert_close(in_chunks(model, tokens, size, forget=forget), whole, rtol=0, atol=1e-12)
+    last, _ = model.logits(tokens, last=True)
+    torch.testing.assert_close(last, whole[:, -1:], rtol=0, atol=1e-12)
+    torch.testing.assert_close(in_steps(model, tokens, size, forget=forget), whole, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 15, 16])
@@ -234,12 +236,16 @@ def test_logits_are_what_the_loss_is_of() -> None:
 
 
 def test_positions_past_the_context_are_refused() -> None:
-    model = build()
-    _, past = model.logits(some_tokens())
-    for tokens, cached in ((some_tokens(1, 17), None), (some_tokens(2, 1), past)):
-        with pytest.raises(ValueError, match="positions") as refusal:
-            model.logits(tokens, cached)
-        assert str(refusal.value) == "17 positions are more than the model's context of 16"
+    with pytest.raises(ValueError, match="positions") as refusal:
+        build().logits(some_tokens(1, 17))
+    assert str(refusal.value) == "17 positions are more than the model's context of 16"
+
+
+def test_what_inference_leaves_behind_can_be_trained_with() -> None:
+    rope_tables.cache_clear()
+    with torch.inference_mode():
+        build().logits(some_tokens())
+    gradients(build())
 
 
 def test_rope_tables_are_exact_to_the_last_position() -> None:

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from tinyllama.config.schema import Model
 from tinyllama.kernels import Ops
-
-KeyValues = tuple[Tensor, Tensor]
-"""The keys and values of the positions so far, each [b, s, k, c]."""
+from tinyllama.model.cache import KeyValues, Step
 
 
 @lru_cache(maxsize=8)
@@ -21,9 +19,10 @@ def rope_tables(length: int, head_dim: int, theta: float, device: torch.device) 
     Kept out of the module's buffers: an engine that casts a model to bf16 casts its buffers too, and positions past
     256 are not distinct in bf16.
     """
-    frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
-    return angles.cos().float().to(device), angles.sin().float().to(device)
+    with torch.inference_mode(mode=False):  # what is made in it can not be trained with, and these are kept
+        frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+        angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+        return angles.cos().float().to(device), angles.sin().float().to(device)
 
 
 class RMSNorm(nn.Module):
@@ -54,18 +53,21 @@ class Attention(nn.Module):
         self.out = nn.Linear(shape.d_model, shape.d_model, bias=False)
 
     def forward(
-        self, x_btd: Tensor, starts_bt: Tensor | None = None, past: KeyValues | None = None
+        self, x_btd: Tensor, starts_bt: Tensor | None = None, step: Step | None = None
     ) -> tuple[Tensor, KeyValues]:
-        """What each position gathers, [b, t, d], and the keys and values of all positions so far."""
+        """What each position gathers, [b, t, d], and the keys and values of these positions.
+
+        With a step x is [1, b, d], the next position of each of its texts.
+        """
         shape = self.shape
         b, t, d = x_btd.shape
-        start = past[0].shape[1] if past else 0
-        cos, sin = rope_tables(shape.context, shape.head_dim, shape.rope_theta, x_btd.device)
         packed = self.qkv(x_btd).view(b, t, -1, shape.head_dim)
-        here = slice(start, start + t)
-        q_bthc, k_btkc, v_btkc = self.ops.rope(packed, cos[here], sin[here], shape.n_kv_heads)
-        if past:
-            k_btkc, v_btkc = torch.cat((past[0], k_btkc), dim=1), torch.cat((past[1], v_btkc), dim=1)
+        if step is not None:
+            q_1bhc, k_1bkc, v_1bkc = self.ops.rope(packed, step.cos_bc, step.sin_bc, shape.n_kv_heads)
+            gathered = step.attend(q_1bhc[0], k_1bkc[0], v_1bkc[0])
+            return self.out(gathered.reshape(b, t, d)), (k_1bkc, v_1bkc)
+        cos, sin = rope_tables(shape.context, shape.head_dim, shape.rope_theta, x_btd.device)
+        q_bthc, k_btkc, v_btkc = self.ops.rope(packed, cos[:t], sin[:t], shape.n_kv_heads)
         gathered = self.ops.attention(q_bthc, k_btkc, v_btkc, starts_bt)
         return self.out(gathered.reshape(b, t, d)), (k_btkc, v_btkc)
 
@@ -103,11 +105,11 @@ class Block(nn.Module):
         x_btd: Tensor,
         update_btd: Tensor | None,
         starts_bt: Tensor | None = None,
-        past: KeyValues | None = None,
+        step: Step | None = None,
     ) -> tuple[Tensor, Tensor, KeyValues]:
-        """The residual stream, what is yet to be added to it, and the keys and values of all positions so far."""
+        """The residual stream, what is yet to be added to it, and the keys and values of these positions."""
         normed_btd, x_btd = self.attention_norm(x_btd, update_btd)
-        gathered_btd, present = self.attention(normed_btd, starts_bt, past)
+        gathered_btd, present = self.attention(normed_btd, starts_bt, step)
         normed_btd, x_btd = self.mlp_norm(x_btd, gathered_btd)
         return x_btd, self.mlp(normed_btd), present
 

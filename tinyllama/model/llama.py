@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tinyllama.config.schema import Model
 from tinyllama.kernels import Ops
-from tinyllama.model.layers import Block, Head, KeyValues, RMSNorm
+from tinyllama.model.cache import Cache, KeyValues
+from tinyllama.model.layers import Block, Head, RMSNorm, rope_tables
 
 
 def document_starts(tokens_bt: Tensor, end: int) -> Tensor:
@@ -53,18 +52,29 @@ class Llama(nn.Module):
         loss: tuple[Tensor, Tensor] = self.head(normed_btd, targets_bt)
         return loss
 
-    def logits(self, tokens_bt: Tensor, past: Sequence[KeyValues] | None = None) -> tuple[Tensor, list[KeyValues]]:
-        """Logits [b, t, v] of every position, and each layer's keys and values to pass in with the next tokens.
+    def logits(self, tokens_bt: Tensor, *, last: bool = False) -> tuple[Tensor, list[KeyValues]]:
+        """Logits [b, t, v] of every position, or [b, 1, v] of the last, and each layer's keys and values for a cache.
 
-        The tokens are taken to be of one document. Raises ValueError where the positions would pass the context.
+        The tokens are taken to be of one document. Raises ValueError where they are more than the context.
         """
-        length = tokens_bt.shape[1] + (past[0][0].shape[1] if past else 0)
+        length = tokens_bt.shape[1]
         if length > self.shape.context:
             raise ValueError(f"{length} positions are more than the model's context of {self.shape.context}")
         x_btd, update_btd = self.embedding(tokens_bt), None
         present = []
-        for layer, block in enumerate(self.blocks):
-            x_btd, update_btd, key_values = block(x_btd, update_btd, past=past[layer] if past else None)
+        for block in self.blocks:
+            x_btd, update_btd, key_values = block(x_btd, update_btd)
             present.append(key_values)
         normed_btd, _ = self.norm(x_btd, update_btd)
-        return self.head(normed_btd, None), present
+        return self.head(normed_btd[:, -1:] if last else normed_btd, None), present
+
+    def next_logits(self, tokens_b: Tensor, cache: Cache) -> Tensor:
+        """Logits [b, v] of one more position of each of a cache's texts, whose tokens these are; the cache grows."""
+        shape = self.shape
+        tables = rope_tables(shape.context, shape.head_dim, shape.rope_theta, tokens_b.device)
+        x_1bd, update_1bd = self.embedding(tokens_b)[None], None
+        for block, step in zip(self.blocks, cache.steps(*tables), strict=True):
+            x_1bd, update_1bd, _ = block(x_1bd, update_1bd, step=step)
+        normed_1bd, _ = self.norm(x_1bd, update_1bd)
+        logits_1bv: Tensor = self.head(normed_1bd, None)
+        return logits_1bv[0]
