@@ -126,10 +126,10 @@ def check_vocabulary(path: Path, tokenizer: Tokenizer) -> list[str]:
     try:
         content = json.loads(path.read_bytes())
         vocabulary = content["model"]["vocab"]
-        named = (
-            vocabulary.items() if isinstance(vocabulary, dict) else ((row[0], i) for i, row in enumerate(vocabulary))
-        )
-        by_id = {int(index): str(piece) for piece, index in named}
+        if isinstance(vocabulary, dict):
+            by_id = {int(index): str(piece) for piece, index in vocabulary.items()}
+        else:
+            by_id = {index: str(row[0]) for index, row in enumerate(vocabulary)}
         by_id |= {int(token["id"]): str(token["content"]) for token in content.get("added_tokens") or []}
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(
@@ -153,7 +153,6 @@ def _refuse_settings(model: Any) -> None:
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     for setting, value, wanted in (
         ("model_type", _PROTO.TrainerSpec.ModelType.Name(trainer.model_type).lower(), "bpe"),
-        ("byte_fallback", trainer.byte_fallback, True),
         ("normalization_rule_name", normalizer.name if normalizer.precompiled_charsmap else "identity", "identity"),
         ("remove_extra_whitespaces", normalizer.remove_extra_whitespaces, False),
         ("treat_whitespace_as_suffix", trainer.treat_whitespace_as_suffix, False),
@@ -169,15 +168,12 @@ def _refuse_settings(model: Any) -> None:
 
 def _refuse_pieces(model: Any) -> None:
     """Raises ValueError for the first piece that would be found, joined or decoded otherwise."""
-    pieces = [piece.piece for piece in model.pieces]
     normal = {piece.piece for piece in model.pieces if piece.type == _KINDS.NORMAL}
-    met: dict[object, int] = {}
+    by_score: dict[float, str] = {}
     for index, piece in enumerate(model.pieces):
         reason = None
         if piece.type in (_KINDS.USER_DEFINED, _KINDS.UNUSED):
             reason = f"is {_KINDS.Type.Name(piece.type).lower().replace('_', '-')}"
-        elif met.setdefault(piece.piece, index) != index:
-            reason = f"is piece {met[piece.piece]} too"
         elif piece.type == _KINDS.NORMAL:
             alone = next((sign for sign in piece.piece if sign not in normal), None)
             if " " in piece.piece:
@@ -186,8 +182,8 @@ def _refuse_pieces(model: Any) -> None:
                 reason = "would be read as a byte"
             elif alone is not None:
                 reason = f"has {alone!r}, which is no piece itself"
-            elif len(piece.piece) > 1 and met.setdefault(piece.score, index) != index:
-                reason = f"has the score of {pieces[met[piece.score]]!r}, so that neither is joined first"
+            elif len(piece.piece) > 1 and (other := by_score.setdefault(piece.score, piece.piece)) != piece.piece:
+                reason = f"has the score of {other!r}, so that neither is joined first"
         if reason:
             raise ValueError(
                 f"piece {index} of the tokenizer, {piece.piece!r}, {reason}, which a tokenizer.json cannot express: "
