@@ -155,8 +155,8 @@ def kind(index: int, value: int) -> Callable[[Any], None]:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (kind(262, KINDS.USER_DEFINED), "piece 262 of the tokenizer, 'ba', is user-defined, which a tokenizer.json"),
-        (kind(261, KINDS.UNUSED), "piece 261 of the tokenizer, 'ab', is unused, which a tokenizer.json cannot express"),
+        (kind(262, KINDS.USER_DEFINED), "piece 262 of the tokenizer, 'ba', is user-defined, which no tokenizer.json"),
+        (kind(261, KINDS.UNUSED), "piece 261 of the tokenizer, 'ab', is unused, which no tokenizer.json can express"),
         (lambda m: m.pieces.add(piece="bb", score=-1), "'bb', has the score of 'ab', so that neither is joined first"),
         (lambda m: m.pieces.add(piece="ac", score=-4), "'ac', has 'c', which is no piece itself, .*: use a model"),
         (lambda m: m.pieces.add(piece="a b", score=-4), "'a b', has a space that is not written as U\\+2581"),

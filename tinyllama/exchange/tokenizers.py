@@ -27,9 +27,7 @@ def tokenizer_files(tokenizer: Tokenizer, *, start: int, adds_start: bool, conte
     `start` is the token that a document begins with, `adds_start` whether each text is begun with it, `context` the
     tokens that the model takes. Raises ValueError, naming it, for what a model has that the files cannot express.
     """
-    model = _PROTO.ModelProto.FromString(tokenizer.serialized())
-    _refuse_settings(model)
-    _refuse_pieces(model)
+    model = expressible(tokenizer, form="tokenizer.json")
     if not 0 <= start < tokenizer.vocab_size or model.pieces[start].type != _KINDS.CONTROL:
         raise ValueError(
             f"token {start} begins a document, and is no control symbol of the tokenizer's {tokenizer.vocab_size:,} "
@@ -148,8 +146,16 @@ def check_vocabulary(path: Path, tokenizer: Tokenizer) -> list[str]:
     return [by_id[index] for index in sorted(by_id) if index >= len(model.pieces)]
 
 
-def _refuse_settings(model: Any) -> None:
-    """Raises ValueError for a setting under which SentencePiece does what a tokenizer.json cannot say."""
+def expressible(tokenizer: Tokenizer, *, form: str) -> Any:
+    """The parsed SentencePiece model, of which a file of that form can say all. Raises ValueError for any other."""
+    model = _PROTO.ModelProto.FromString(tokenizer.serialized())
+    _refuse_settings(model, form=form)
+    _refuse_pieces(model, form=form)
+    return model
+
+
+def _refuse_settings(model: Any, *, form: str) -> None:
+    """Raises ValueError for a setting under which SentencePiece does what the form cannot say."""
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     for setting, value, wanted in (
         ("model_type", _PROTO.TrainerSpec.ModelType.Name(trainer.model_type).lower(), "bpe"),
@@ -161,12 +167,12 @@ def _refuse_settings(model: Any) -> None:
     ):
         if value != wanted:
             raise ValueError(
-                f"the tokenizer has {setting}={value}, with which no tokenizer.json gives the same ids: use a model "
-                f"that was trained with {setting}={wanted}"
+                f"the tokenizer has {setting}={value}, with which no {form} gives the same ids: use a model that was "
+                f"trained with {setting}={wanted}"
             )
 
 
-def _refuse_pieces(model: Any) -> None:
+def _refuse_pieces(model: Any, *, form: str) -> None:
     """Raises ValueError for the first piece that would be found, joined or decoded otherwise."""
     normal = {piece.piece for piece in model.pieces if piece.type == _KINDS.NORMAL}
     by_score: dict[float, str] = {}
@@ -186,8 +192,8 @@ def _refuse_pieces(model: Any) -> None:
                 reason = f"has the score of {other!r}, so that neither is joined first"
         if reason:
             raise ValueError(
-                f"piece {index} of the tokenizer, {piece.piece!r}, {reason}, which a tokenizer.json cannot express: "
-                "use a model without such a piece"
+                f"piece {index} of the tokenizer, {piece.piece!r}, {reason}, which no {form} can express: use a "
+                "model without such a piece"
             )
 
 
