@@ -111,6 +111,38 @@ def test_pieces_of_any_kind_are_joined_in_the_same_order(seed: int) -> None:
     assert [text for text in texts if other.encode(text).ids != tokenizer.encode(text)] == []
 
 
+def runs(seed: int) -> tuple[Any, list[str]]:
+    """A model whose runs of spaces share the lowest score, as Llama's do, and texts for it."""
+    draw = random.Random(seed)
+    letters, lengths = "ab", sorted(draw.sample(range(3, 20), draw.randrange(0, 17)))
+    pieces = [*letters, "▁", "ab", "ba", "▁a", "▁▁a", "▁▁▁b", "a▁", "▁a▁▁", "b▁▁", "▁ab"]
+    scores = [*draw.sample(range(-99, 0), len(pieces)), *[-1e9] * (1 + len(lengths))]
+    model = by_hand(zip([*pieces, *("▁" * length for length in [2, *lengths])], scores, strict=True))
+    texts = [" " * length for length in range(200)]
+    texts += [
+        "".join(draw.choices(["a", "b", " " * draw.randrange(1, 50)], k=draw.randrange(1, 30))) for _ in range(300)
+    ]
+    return model, texts
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_runs_of_spaces_may_share_a_score(seed: int) -> None:
+    model, texts = runs(seed)
+    tokenizer = Tokenizer(model.SerializeToString(), name="model")
+    files = tokenizer_files(tokenizer, start=2, adds_start=False, context=9)
+    other = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
+    assert [text for text in texts if other.encode(text).ids != tokenizer.encode(text)] == []
+
+
+def test_shorter_runs_first_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shorter_first(scores: dict[str, float]) -> list[list[str]]:
+        return sorted(merges(scores), key=lambda pair: (-scores["".join(pair)], len("".join(pair))))
+
+    monkeypatch.setattr(written, "merges", shorter_first)
+    with pytest.raises(AssertionError):
+        test_runs_of_spaces_may_share_a_score(1)
+
+
 def test_another_order_or_spelling_would_show(
     models: dict[str, Tokenizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,13 +103,15 @@ def tokenizer_files(tokenizer: Tokenizer, *, start: int, adds_start: bool, conte
 def merges(scores: Mapping[str, float]) -> list[list[str]]:
     """Every pair of pieces that makes another, the pairs of the piece with the highest score first.
 
-    Both SentencePiece and Hugging Face join in this order, and of what comes first equally the leftmost. Only between
-    the pairs of one piece do they differ: to SentencePiece these are equal. It would show where x + y and y + z are
-    the same piece and x, y, z are neighbours, which joining from the left was never seen to leave.
+    Both SentencePiece and Hugging Face join in this order, and of what comes first equally the leftmost. To
+    SentencePiece pieces of one score are equal, which a list cannot say. Where these are runs of one sign, as Llama's
+    runs of spaces are, the leftmost that can be joined is always the longest: longer runs come first. The pairs of one
+    piece are equal too; it would show where x + y and y + z are the same piece and x, y, z are neighbours, which
+    joining from the left was never seen to leave.
     """
     return [
         [piece[:cut], piece[cut:]]
-        for piece in sorted(scores, key=lambda piece: -scores[piece])
+        for piece in sorted(scores, key=lambda piece: (-scores[piece], -len(piece)))
         for cut in range(1, len(piece))
         if piece[:cut] in scores and piece[cut:] in scores
     ]
@@ -188,8 +190,10 @@ def _refuse_pieces(model: Any, *, form: str) -> None:
                 reason = "would be read as a byte"
             elif alone is not None:
                 reason = f"has {alone!r}, which is no piece itself"
-            elif len(piece.piece) > 1 and (other := by_score.setdefault(piece.score, piece.piece)) != piece.piece:
-                reason = f"has the score of {other!r}, so that neither is joined first"
+            elif len(piece.piece) > 1:
+                other = by_score.setdefault(piece.score, piece.piece)
+                if other != piece.piece and len({*piece.piece, *other}) > 1:
+                    reason = f"has the score of {other!r}, so that neither is joined first"
         if reason:
             raise ValueError(
                 f"piece {index} of the tokenizer, {piece.piece!r}, {reason}, which no {form} can express: use a "
