@@ -42,6 +42,14 @@ def export(config: RunConfig, *, console: Console) -> None:
 
     one = Checkpoint.at(place)
     trained = trained_at(run_dir, frozen, one)
+    parameters = count_parameters(trained.shape).total
+    told = f"exported step {step:,} of {run_dir}, {parameters:,} parameters in {how.dtype}, to {out}"
+    if how.format == "gguf":
+        from tinyllama.exchange.gguf import write_gguf
+
+        write_gguf(trained, out, dtype=how.dtype, name=frozen.config.name)
+        console.print(told)
+        return
     if frozen.origin:
         text = (run_dir / IMPORTED_CARD).read_text()
     else:
@@ -55,8 +63,7 @@ def export(config: RunConfig, *, console: Console) -> None:
             end=Tokenizer.load(trained.tokenizer).end_piece,
         )
     write(trained, out, card=text, dtype=how.dtype, shard_bytes=how.shard_bytes, console=console)
-    parameters = count_parameters(trained.shape).total
-    console.print(f"exported step {step:,} of {run_dir}, {parameters:,} parameters in {how.dtype}, to {out}")
+    console.print(told)
 
 
 def _step_to_export(
@@ -88,13 +95,19 @@ def import_(config: RunConfig, *, console: Console) -> None:
     source, out = Path(config.hf.source), Path(config.hf.out)
     refuse_what_is_there(out, key="hf.out")
 
+    from tinyllama.data.tokenizer import Tokenizer
     from tinyllama.exchange import published
     from tinyllama.exchange.adopt import write_checkpoint
     from tinyllama.exchange.export import CARD
     from tinyllama.exchange.folder import new_folder
+    from tinyllama.exchange.tokenizers import check_vocabulary
 
     trained = published.open_published(source, name=name_of(out), key="hf.source")
     frozen = _as_run(config, trained, out)
+    if (source / published.TOKENIZER_JSON).is_file():
+        left_out = check_vocabulary(source / published.TOKENIZER_JSON, Tokenizer.load(trained.tokenizer))
+        if left_out:
+            console.print(f"left out, since tokenizer.model has them not: {' '.join(left_out[:20])}")
     with new_folder(out, key="hf.out") as folder:
         runs.write_down(folder, frozen)
         shutil.copyfile(trained.tokenizer, runs.tokenizer(folder))

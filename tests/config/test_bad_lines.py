@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import subprocess
 import sys
@@ -352,6 +353,33 @@ def test_rules_that_ask_the_size_alone_may_stay_where_a_run_is_forced(config: Ca
     assert config(*line, "schedule=wsd").train.batch_tokens == "auto"
     with pytest.raises(ConfigError):
         config(*line, "schedule=cosine")
+
+
+@pytest.mark.parametrize(
+    ("line", "library", "says"),
+    [
+        (
+            "task=export export.run=runs/a export.out=a.gguf export.format=gguf",
+            "gguf",
+            "export.format: gguf needs the gguf package, which is not installed: pip install 'tinyllama[gguf]'",
+        ),
+        (
+            "evaluate.tasks=[piqa]",
+            "lm_eval",
+            "evaluate.tasks: need lm-evaluation-harness, which is not installed: pip install 'tinyllama[eval]', or "
+            "evaluate.tasks=[]",
+        ),
+    ],
+)
+def test_an_extra_that_is_not_installed_is_named(
+    composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch, line: str, library: str, says: str
+) -> None:
+    load(composed(*line.split()))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == library else find(name, *rest))
+    with pytest.raises(ConfigError) as refusal:
+        load(composed(*line.split()))
+    assert str(refusal.value) == says
 
 
 def test_every_rule_has_a_bad_line(composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import tokenizers
 import transformers
 
 from tests.data.test_words import trained
-from tests.exchange.models import KINDS, TEXTS, by_hand, documents, train
+from tests.exchange.pieces import KINDS, TEXTS, by_hand, documents, train
 from tinyllama.data.tokenizer import Tokenizer
 from tinyllama.exchange import tokenizers as written
 from tinyllama.exchange.tokenizers import check_vocabulary, merges, tokenizer_files

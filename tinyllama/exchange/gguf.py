@@ -5,30 +5,39 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tinyllama import kernels
 from tinyllama.config.schema import Model
 from tinyllama.data.tokenizer import Tokenizer
 from tinyllama.exchange.tokenizers import expressible
-from tinyllama.exchange.trained import DTYPES, Trained
-from tinyllama.model.llama import Llama
+from tinyllama.exchange.trained import Trained
+from tinyllama.model.huggingface import DTYPES, Part, parts
+from tinyllama.tracking.record import refuse_what_is_there
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 
-class Part(NamedTuple):
-    """Some rows of one of our tensors, which llama.cpp has under a name of their own."""
-
-    name: str
-    rows: int
-    heads: int = 0
-    """Heads whose rows RoPE pairs; none where it pairs none."""
+_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.layers.": "blk.",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
+"""What llama.cpp calls the parts of Hugging Face's names."""
 
 
 def write_gguf(trained: Trained, path: Path, *, dtype: str, name: str) -> None:
@@ -37,15 +46,14 @@ def write_gguf(trained: Trained, path: Path, *, dtype: str, name: str) -> None:
     Matrices are `dtype`, fp32 or bf16, and norms fp32; `name` is what others show of the model. One tensor at a time
     is in memory. llama.cpp takes U+2581 in a text for a space, whatever our tokenizer does, and so gives it other ids.
 
-    Raises ValueError where the file exists, where gguf is not installed, and for a tokenizer that the file cannot
-    express; OSError where it cannot be written.
+    Raises ValueError where the file exists and for a tokenizer that it cannot express, OSError where it cannot be
+    written.
     """
-    try:
-        from gguf import GGUFWriter
-    except ImportError as error:
-        raise ValueError("gguf is not installed: pip install 'tinyllama[gguf]'") from error
-    _refuse_existing(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    from gguf import GGUFWriter
+
+    refuse_what_is_there(path, key="export.out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
     writer = GGUFWriter(partial, "llama")
     try:
         writer.add_name(name)
@@ -56,38 +64,22 @@ def write_gguf(trained: Trained, path: Path, *, dtype: str, name: str) -> None:
         assert writer.fout is not None
         os.fsync(writer.fout[0].fileno())
         writer.close()
-        _refuse_existing(path)
+        refuse_what_is_there(path, key="export.out")
         partial.rename(path)
     finally:
         writer.close()
         partial.unlink(missing_ok=True)
 
 
-def layout(shape: Model) -> dict[str, list[Part]]:
-    """llama.cpp's tensors, by ours that hold their rows in this order."""
-    d, kv = shape.d_model, shape.n_kv_heads * shape.head_dim
-    parts = {"embedding.weight": [Part("token_embd.weight", shape.vocab_size)]}
-    for n in range(shape.n_layers):
-        ours, theirs = f"blocks.{n}", f"blk.{n}"
-        parts |= {
-            f"{ours}.attention_norm.weight": [Part(f"{theirs}.attn_norm.weight", d)],
-            f"{ours}.attention.qkv.weight": [
-                Part(f"{theirs}.attn_q.weight", d, shape.n_heads),
-                Part(f"{theirs}.attn_k.weight", kv, shape.n_kv_heads),
-                Part(f"{theirs}.attn_v.weight", kv),
-            ],
-            f"{ours}.attention.out.weight": [Part(f"{theirs}.attn_output.weight", d)],
-            f"{ours}.mlp_norm.weight": [Part(f"{theirs}.ffn_norm.weight", d)],
-            f"{ours}.mlp.gate_up.weight": [
-                Part(f"{theirs}.ffn_gate.weight", shape.d_ff),
-                Part(f"{theirs}.ffn_up.weight", shape.d_ff),
-            ],
-            f"{ours}.mlp.down.weight": [Part(f"{theirs}.ffn_down.weight", d)],
-        }
-    return parts | {
-        "norm.weight": [Part("output_norm.weight", d)],
-        "head.weight": [Part("output.weight", shape.vocab_size)],
-    }
+def layout(shape: Model) -> dict[str, tuple[Part, int]]:
+    """Where each of llama.cpp's tensors lies in ours, and the heads whose rows RoPE pairs, 0 where it pairs none."""
+    found = {}
+    for name, part in parts(shape).items():
+        heads = {"q_proj": shape.n_heads, "k_proj": shape.n_kv_heads}.get(name.split(".")[-2], 0)
+        for theirs, here in _NAMES.items():
+            name = name.replace(theirs, here)
+        found[name] = part, heads
+    return found
 
 
 def paired(weight: Tensor, heads: int) -> Tensor:
@@ -106,28 +98,19 @@ def _write_tensors(writer: GGUFWriter, trained: Trained, *, dtype: str) -> None:
     kinds = {"fp32": GGMLQuantizationType.F32, "bf16": GGMLQuantizationType.BF16}
     # NumPy has no bf16: its bits are written as they are.
     bits = {"fp32": torch.int32, "bf16": torch.int16}
-    with torch.device("meta"):
-        model = Llama(trained.shape, ops=kernels.TORCH)
-    sizes = {source: [*parameter.shape] for source, parameter in model.named_parameters()}
-    kept = {source: dtype if len(size) == 2 else "fp32" for source, size in sizes.items()}
-    parts = layout(trained.shape)
-    for source, of_source in parts.items():
-        for part in of_source:
-            size = [part.rows, *sizes[source][1:]]
-            item = DTYPES[kept[source]].itemsize
-            kind = kinds[kept[source]]
-            writer.add_tensor_info(part.name, size, np.dtype(f"<i{item}"), item * math.prod(size), raw_dtype=kind)
+    placed = layout(trained.shape)
+    kept = {name: dtype if len(part.shape) == 2 else "fp32" for name, (part, _) in placed.items()}
+    for name, (part, _) in placed.items():
+        item = DTYPES[kept[name]].itemsize
+        n_bytes = item * math.prod(part.shape)
+        writer.add_tensor_info(name, part.shape, np.dtype(f"<i{item}"), n_bytes, raw_dtype=kinds[kept[name]])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for source, of_source in parts.items():
-        weight, first = trained.weights[source], 0
-        for part in of_source:
-            rows = weight[first : first + part.rows]
-            ordered = paired(rows, part.heads) if part.heads else rows
-            content = ordered.to(DTYPES[kept[source]]).contiguous().view(bits[kept[source]]).numpy()
-            writer.write_tensor_data(content)
-            first += part.rows
+    for name, (part, heads) in placed.items():
+        rows = trained.weights[part.ours][part.rows]
+        ordered = paired(rows, heads) if heads else rows
+        writer.write_tensor_data(ordered.to(DTYPES[kept[name]]).contiguous().view(bits[kept[name]]).numpy())
 
 
 def _add_shape(writer: GGUFWriter, shape: Model, *, dtype: str) -> None:
@@ -165,8 +148,3 @@ def _add_tokenizer(writer: GGUFWriter, trained: Trained) -> None:
     writer.add_add_bos_token(trained.adds_start)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(model.normalizer_spec.add_dummy_prefix)
-
-
-def _refuse_existing(path: Path) -> None:
-    if path.exists():
-        raise ValueError(f"{path} exists, and a model is not written over another: remove it, or name another file")

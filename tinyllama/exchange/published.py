@@ -13,6 +13,7 @@ from tinyllama.config.schema import Model
 from tinyllama.data.tokenizer import Tokenizer
 from tinyllama.engine.checkpoint import Damaged, Tensors
 from tinyllama.exchange.folder import check_sums
+from tinyllama.exchange.tokenizers import check_vocabulary
 from tinyllama.exchange.trained import Trained
 from tinyllama.model.huggingface import Ours, parts, shape_of
 
@@ -124,6 +125,8 @@ def _tokenizer(folder: Path, config: dict[str, Any], shape: Model) -> tuple[Toke
         raise ValueError(
             f"{TOKENIZER} has {tokenizer.vocab_size} pieces and vocab_size is {shape.vocab_size}: it is another model's"
         )
+    if (folder / TOKENIZER_JSON).is_file():
+        check_vocabulary(folder / TOKENIZER_JSON, tokenizer)
     ends = config.get("eos_token_id")
     if ends is not None and tokenizer.eos not in (ends if isinstance(ends, list) else [ends]):
         raise ValueError(

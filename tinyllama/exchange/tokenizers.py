@@ -93,6 +93,8 @@ def tokenizer_files(tokenizer: Tokenizer, *, start: int, adds_start: bool, conte
         "add_bos_token": adds_start,
         "add_eos_token": False,
         "model_max_length": context,
+        # What transformers 4 would add to these, a Llama does not take.
+        "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
         # "</s>" in a text is a text.
         "split_special_tokens": True,

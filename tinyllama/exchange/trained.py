@@ -11,9 +11,8 @@ from torch import Tensor
 
 from tinyllama import kernels
 from tinyllama.config.schema import Model
+from tinyllama.model.huggingface import DTYPES
 from tinyllama.model.llama import Llama
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
