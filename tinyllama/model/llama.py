@@ -66,7 +66,9 @@ class Llama(nn.Module):
             x_btd, update_btd, key_values = block(x_btd, update_btd)
             present.append(key_values)
         normed_btd, _ = self.norm(x_btd, update_btd)
-        return self.head(normed_btd[:, -1:] if last else normed_btd, None), present
+        if last:
+            normed_btd = normed_btd[:, -1:].contiguous()  # or PyTorch copies the output matrix for each text
+        return self.head(normed_btd, None), present
 
     def next_logits(self, tokens_b: Tensor, cache: Cache) -> Tensor:
         """Logits [b, v] of one more position of each of a cache's texts, whose tokens these are; the cache grows."""
