@@ -1,4 +1,4 @@
-"""Continuing texts beside transformers: python benchmarks/generate.py [--models NAME,...] [--threads N,...] [--out FILE].
+"""Continuing texts beside transformers: python benchmarks/generate.py [--models NAME,...] [--threads N,...].
 
 The same weights in fp32 on this machine's CPU, the same prompts, greedy, in turns. Right first: every row's tokens are
 those of transformers, otherwise nothing is timed and the run exits with 1.
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -123,13 +124,11 @@ def raced(name: str, batch: int, *, rounds: int, tokens: int) -> dict[str, Any] 
     if ours(model, prompts, tokens=tokens) != theirs(peer, prompts, tokens=tokens):  # which warms both
         return None
     seconds: dict[str, list[float]] = {"ours": [], "transformers": []}
+    runs = {"ours": partial(ours, model), "transformers": partial(theirs, peer)}
     for _ in range(rounds):
-        for who, run in (
-            ("ours", lambda: ours(model, prompts, tokens=tokens)),
-            ("transformers", lambda: theirs(peer, prompts, tokens=tokens)),
-        ):
+        for who, one in runs.items():
             began = time.perf_counter()
-            run()
+            one(prompts, tokens=tokens)
             seconds[who].append(time.perf_counter() - began)
     ratio = spread([b / a for a, b in zip(seconds["ours"], seconds["transformers"], strict=True)])
     return {"model": name, "batch": batch, "prompt": PROMPT, "tokens": tokens, "ratio": ratio, "seconds": seconds}
@@ -168,7 +167,7 @@ def main() -> int:
     parser.add_argument("--threads", default="1,2", help="of PyTorch, one number after the other (1,2)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=100, help="new tokens of each row (100)")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="the file to write")
     given = parser.parse_args()
     threads = [int(count) for count in given.threads.split(",")]
     return run(given.models.split(","), threads=threads, rounds=given.rounds, tokens=given.tokens, out=given.out)

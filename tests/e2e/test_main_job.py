@@ -103,6 +103,23 @@ def test_generate_continues_a_text(here: Here, whole: str) -> None:
     assert len(text.strip()) > len("import ")
 
 
+def test_generate_continues_several_texts(here: Here, whole: str) -> None:
+    line = ["task=generate", "generate.run=runs/whole", "generate.prompt=['import ','','日本']", "generate.samples=2"]
+    text = here.run(*line, "generate.top_p=0.9", "generate.stop=[e]")
+    blocks = text.split("--- ")[1:]
+    heads = [f"prompt {i} of 3, sample {j} of 2" for i in (1, 2, 3) for j in (1, 2)]
+    assert [block.partition("\n")[0] for block in blocks] == heads
+    texts = [block.partition("\n")[2][:-1] for block in blocks]
+    prompts = ["import ", "import ", "", "", "日本", "日本"]
+    assert all(text.startswith(prompt) for text, prompt in zip(texts, prompts, strict=True))
+    assert not any("e" in text for text in texts), "none of the prompts has one either"
+    assert here.run(*line, "generate.top_p=0.9", "generate.stop=[e]") == text
+    long = "a\n" * 70
+    refusal = here.run("task=generate", "generate.run=runs/whole", f"generate.prompt=[a,{long!r}]", expect=2)
+    assert "refused generate.prompt 2 of 2: " in refusal
+    assert "tokens fill the context of 64: shorten it" in refusal
+
+
 def test_a_run_can_start_from_the_weights_of_another(here: Here, whole: str) -> None:
     line = ["init_from=runs/whole", "budget.tokens=50K", "optimizer.lr=1e-6", "seed=2", "tracking=journal"]
     here.run("run_dir=runs/more", *line)

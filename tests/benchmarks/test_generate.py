@@ -1,0 +1,51 @@
+"""The generation benchmark tells nothing where the tokens are not those of transformers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+ANOTHER_NORM = """
+def other(model):
+    weights = renamed(model)
+    return weights | {"model.norm.weight": weights["model.norm.weight"].index_fill(0, torch.arange(9), 2.0)}
+
+import torch
+renamed, generate.renamed = generate.renamed, other
+"""
+
+
+def ran(out: Path, *, patch: str, expect: int) -> str:
+    code = f"import sys\nfrom pathlib import Path\nfrom benchmarks import generate\n{patch}\n"
+    code += "sys.exit(generate.run(['nano'], threads=[1], rounds=2, tokens=12, out=Path(sys.argv[1])))"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == expect, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def test_it_measures_both(tmp_path: Path) -> None:
+    assert "transformers" in ran(tmp_path / "out.json", patch="", expect=0)
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert [case["batch"] for case in told["cases"]] == [1, 8]
+    for case in told["cases"]:
+        assert {who: len(rounds) for who, rounds in case["seconds"].items()} == {"ours": 2, "transformers": 2}
+        shares = [b / a for a, b in zip(case["seconds"]["ours"], case["seconds"]["transformers"], strict=True)]
+        assert (case["ratio"]["min"], case["ratio"]["max"]) == (min(shares), max(shares))
+    assert set(told["versions"]) == {"torch", "transformers"}
+
+
+def test_other_tokens_are_seen(tmp_path: Path) -> None:
+    said = ran(tmp_path / "out.json", patch=ANOTHER_NORM, expect=1)
+    assert "nano, batch 1: other tokens than transformers': nothing is told" in said
+    assert not (tmp_path / "out.json").exists()
