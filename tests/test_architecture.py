@@ -34,6 +34,7 @@ DOORS = {
     "mlflow": "tracking/mlflow.py",
     "hydra": "main.py",
     "submitit": "launch/slurm.py",
+    "lm_eval": "evaluate/harness.py",
 }
 """The one file that may import each."""
 

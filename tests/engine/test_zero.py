@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.engine.launched import measured
-from tinyllama.engine.zero import share_out
+from tinyllama.engine.distributed import share_out
 
 STAGES = ("stage 1", "stage 2", "stage 3")
 

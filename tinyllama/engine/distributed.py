@@ -6,7 +6,7 @@ import atexit
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -56,14 +56,26 @@ def meet(device: torch.device, *, patience: float) -> None:
     dist.init_process_group(backend, timeout=timedelta(seconds=patience))
 
 
+def share_out(sizes: Mapping[str, int], ranks: int) -> dict[str, int]:
+    """Which rank keeps which parameter: the largest first, each to the rank that has least."""
+    load, owner = [0] * ranks, {}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        owner[name] = load.index(min(load))
+        load[owner[name]] += sizes[name]
+    return owner
+
+
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The elementwise sum of every rank's tensor, in place on all of them."""
-    dist.all_reduce(values)
+    """The elementwise sum of every rank's tensor, in place on all of them; a process in no group is alone."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
     return values
 
 
 def anywhere(flag: bool, *, device: torch.device, beat: Beat | None = None) -> bool:
     """Whether it is so on any rank; all learn of it. beat is called while others are awaited, who may be slow."""
+    if not dist.is_initialized():
+        return flag
     total = torch.tensor([float(flag)], device=device)
     asked = dist.all_reduce(total, async_op=True)
     while beat is not None and not asked.is_completed():

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tinyllama.config.schema import Optimizer, Parallelism
-from tinyllama.engine.distributed import Ranks, sum_over_ranks
+from tinyllama.engine.distributed import Ranks, share_out, sum_over_ranks
 from tinyllama.engine.room import BYTES
 from tinyllama.model.llama import Llama
 
@@ -150,6 +150,14 @@ class Engine:
         self.beat()
         return loss
 
+    @torch.no_grad()
+    def logits(self, tokens_bt: Tensor) -> Tensor:
+        """Logits [b, t, v] of every position. Every rank has to call it equally often."""
+        self._engine.eval()
+        logits: Tensor = self._engine(tokens_bt.to(self.device))
+        self.beat()
+        return logits
+
     def shares(self) -> Iterator[tuple[str, Weights]]:
         """This rank's share of the weights, then of each moment: fp32 on the CPU by parameter name.
 
@@ -233,15 +241,6 @@ class Engine:
         if hasattr(optimizer, "_hp_optimizer_states_linked"):
             optimizer._hp_optimizer_states_linked = False
             optimizer._lazy_init_hp_params_optimizer_state()
-
-
-def share_out(sizes: Mapping[str, int], ranks: int) -> dict[str, int]:
-    """Which rank keeps which parameter: the largest first, each to the rank that has least."""
-    load, owner = [0] * ranks, {}
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        owner[name] = load.index(min(load))
-        load[owner[name]] += sizes[name]
-    return owner
 
 
 def _adamw(model: Llama, optimizer: Optimizer) -> torch.optim.AdamW:

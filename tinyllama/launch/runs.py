@@ -92,7 +92,7 @@ def freeze(run_dir: Path, config: RunConfig, data: DataIdentity, plan: Plan, *, 
             )
     if (taken := steps_taken(run_dir)) > plan.steps:
         raise ValueError(f"budget: {run_dir} has taken {taken:,} steps, more than {plan.steps:,}: raise it")
-    if (seen := _tokens_seen(run_dir, taken)) not in (None, plan.tokens_by(taken)):
+    if (seen := tokens_seen(run_dir, taken)) not in (None, plan.tokens_by(taken)):
         raise ValueError(
             f"train.batch_tokens: the {taken:,} steps that {run_dir} has taken saw {seen:,} tokens, where this batch "
             f"and these stages make them {plan.tokens_by(taken):,}: keep the batches of the steps that are behind it"
@@ -196,7 +196,7 @@ def checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
     return [(int(step), path) for step, path in found if step.isdecimal()]
 
 
-def _tokens_seen(run_dir: Path, step: int) -> int | None:
+def tokens_seen(run_dir: Path, step: int) -> int | None:
     """What the checkpoint of a step says; None where it does not: whoever resumes from it finds it damaged."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         whole = json.loads((run_dir / CHECKPOINTS / f"step-{step:09d}/state.json").read_text())

@@ -39,8 +39,10 @@ class Llama(nn.Module):
         self.norm = RMSNorm(shape.d_model, shape.norm_eps, ops)
         self.head = Head(shape, ops)
 
-    def forward(self, tokens_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss in nats over the targets that are not ignored, and their count."""
+    def forward(self, tokens_bt: Tensor, targets_bt: Tensor | None = None) -> tuple[Tensor, Tensor] | Tensor:
+        """Mean loss in nats over the targets that are not ignored, and their count; without targets, the logits."""
+        if targets_bt is None:
+            return self.logits(tokens_bt)[0]
         starts_bt = None if self.document_end is None else document_starts(tokens_bt, self.document_end)
         x_btd, update_btd = self.embedding(tokens_bt), None
         for block in self.blocks:

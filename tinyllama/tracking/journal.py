@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 JOURNAL = "metrics.jsonl"
-MEASURED = ("train", "eval", "held_out")
+MEASURED = ("train", "eval", "held_out", "tasks")
 
 
 def finite(values: dict[str, Any]) -> dict[str, Any]:
@@ -55,10 +55,11 @@ class Journal:
     def write(self, kind: str, /, **values: Any) -> dict[str, Any]:
         """Appends one line and returns it as written.
 
-        `kind` is start, resume, train, eval, held_out, checkpoint, skip, rollback or end. All but end carry `step`;
-        train, eval and held_out carry `tokens` (seen so far). skip and rollback are what was decided about a loss spike
-        at that step; a rollback says the step it went back to, `to`. Where start, resume and rollback take measured
-        steps again, they name the first and the last, `superseded`. `time` is added, in seconds since 1970.
+        `kind` is start, resume, train, eval, held_out, tasks, checkpoint, skip, rollback or end. All but end carry
+        `step`; train, eval, held_out and tasks carry `tokens` (seen so far). skip and rollback are what was decided
+        about a loss spike at that step; a rollback says the step it went back to, `to`. Where start, resume and
+        rollback take measured steps again, they name the first and the last, `superseded`. `time` is added, in seconds
+        since 1970.
         Non-finite floats: see `finite`.
         """
         record = finite({"kind": kind, "time": round(time.time(), 3), **values})

@@ -251,13 +251,15 @@ def points(record: Mapping[str, Any]) -> dict[str, float]:
 
     `tokens` is the axis to draw the others against; train numbers become `train/<name>`, and an eval's `losses` and
     `bits_per_byte` become `eval/<source>/loss` (nats) and `eval/<source>/bits_per_byte`. So do those of held_out, the
-    last measure, on all held-out text.
+    last measure, on all held-out text. The `scores` of tasks become `tasks/<task>/<metric>`.
     """
     if record["kind"] not in MEASURED:
         return {}
     named: dict[str, Any] = {}
     for key, value in record.items():
-        if isinstance(value, Mapping):
+        if key == "scores":
+            named |= {f"{record['kind']}/{name}": number for name, number in value.items()}
+        elif isinstance(value, Mapping):
             measure = "loss" if key == "losses" else key
             named |= {f"{record['kind']}/{source}/{measure}": number for source, number in value.items()}
         elif key not in ("step", "time", "tokens"):

@@ -1,0 +1,193 @@
+"""The harness on a model of ours beside its own backend on the same weights in transformers, and beside fp64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.evaluate import local_tasks
+from tinyllama.evaluate.answers import Alone, Answer, Row
+from tinyllama.model.llama import Llama
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of what the harness imports
+
+CPU = torch.device("cpu")
+NATS = 2e-4
+"""A sum of up to 96 log-probabilities in fp32, whose logits of up to 50 come from sums in another order."""
+NAMES = ("local_sums", "local_texts", "local_words")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return local_tasks.write(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture(scope="module")
+def twins() -> Any:
+    """The modules that take the harness and transformers to import, the model in both forms, both tokenizers."""
+    from tests.evaluate import twins
+    from tinyllama.evaluate import harness
+
+    model, whole = twins.ours(), twins.fast()
+    return SimpleNamespace(
+        harness=harness, ours=model, theirs=twins.theirs(model), fast=whole, pieces=twins.Pieces(whole)
+    )
+
+
+class Kept(Alone):
+    """Keeps what it was asked and said; `off` is added to what the rows of a fixed length say."""
+
+    off = 0.0
+
+    def __init__(self, model: Llama, pieces: Any) -> None:
+        super().__init__(model, device=CPU, eos=pieces.eos, n_tokens=pieces.vocab_size)
+        self.kept: list[tuple[Row, Answer]] = []
+
+    def answers(self, rows: Sequence[Row]) -> list[Answer]:
+        said = [answer._replace(log_likelihood=answer.log_likelihood + self.off) for answer in super().answers(rows)]
+        self.kept += zip(rows, said, strict=True)
+        return said
+
+
+def subject(twins: Any, answerer: Alone, *, batch: int = 16, adds_start: bool = False) -> Any:
+    return twins.harness.Subject(
+        answerer, twins.pieces, start=twins.pieces.start, adds_start=adds_start, context=96, batch=batch
+    )
+
+
+def asked(twins: Any, folder: Path, *, names: Sequence[str] = NAMES, answerer: Alone | None = None, **how: Any) -> Any:
+    answerer = answerer or Kept(twins.ours, twins.pieces)
+    settings = {"shots": None, "limit": None} | {key: how.pop(key) for key in ("shots", "limit") if key in how}
+    return twins.harness.ask(subject(twins, answerer, **how), names, tasks_dir=folder, **settings)
+
+
+def theirs(twins: Any, folder: Path, *, shots: int | None) -> dict[str, Any]:
+    """What the harness' own backend scores on transformers' Llama, by its own front door."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    model = HFLM(pretrained=twins.theirs, tokenizer=twins.fast, device="cpu", batch_size=1)
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    whole = simple_evaluate(model, tasks=list(NAMES), task_manager=manager, num_fewshot=shots, log_samples=True)
+    assert whole is not None
+    return dict(whole)
+
+
+@pytest.mark.parametrize("shots", [None, 2], ids=["no examples", "two examples, which do not fit"])
+def test_it_scores_what_the_harness_scores_on_an_export(twins: Any, folder: Path, shots: int | None) -> None:
+    kept = Kept(twins.ours, twins.pieces)
+    mine, other = asked(twins, folder, answerer=kept, shots=shots), theirs(twins, folder, shots=shots)
+    assert not mine.failed
+    assert mine.tasks["local_sums"]["questions"] == local_tasks.ITEMS >= 200
+    assert set(mine.tasks) == set(NAMES)
+    for name, metrics in mine.tasks.items():
+        for metric, value in metrics.items():
+            if metric != "questions":
+                assert value == pytest.approx(other["results"][name][f"{metric},none"], abs=1e-6), (name, metric)
+    assert 0.05 < mine.tasks["local_sums"]["acc"] < 0.95, "a score that says nothing would be equal always"
+    assert max(len(row.inputs) for row, _ in kept.kept) == 96, "something is cut"
+
+
+def rows_of(other: dict[str, Any]) -> list[float]:
+    samples = sorted(other["samples"]["local_sums"], key=lambda sample: sample["doc_id"])
+    return [float(response[0][0]) for sample in samples for response in sample["resps"]]
+
+
+@pytest.mark.parametrize("off", [0.0, 1e-3])
+def test_each_row_is_as_likely_as_there(twins: Any, folder: Path, off: float) -> None:
+    """And one that is a thousandth of a nat off would show."""
+    from lm_eval.api.instance import Instance
+
+    other = theirs(twins, folder, shots=None)
+    samples = sorted(other["samples"]["local_sums"], key=lambda sample: sample["doc_id"])
+    requests = [
+        Instance(request_type="loglikelihood", doc={}, arguments=tuple(arguments), idx=0)
+        for sample in samples
+        for arguments in sample["arguments"]
+    ]
+    answerer = Kept(twins.ours, twins.pieces)
+    answerer.off = off
+    mine = [nats for nats, _ in subject(twins, answerer).loglikelihood(requests)]
+    assert len(mine) == 4 * local_tasks.ITEMS
+    assert (np.abs(np.array(mine) - np.array(rows_of(other))).max() < NATS) == (off == 0)
+
+
+def slow(model: Llama, row: Row) -> tuple[float, bool]:
+    """One row at a time, in fp64, with a whole softmax."""
+    logits_tv: Tensor = model.logits(torch.tensor([row.inputs]))[0][0]
+    scores_tv = logits_tv.softmax(-1).log()[-len(row.targets) :]
+    each = scores_tv[torch.arange(len(row.targets)), torch.tensor(row.targets)]
+    return float(each.sum()), scores_tv.argmax(-1).tolist() == list(row.targets)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 16])
+def test_batches_score_as_one_row_in_fp64_does(twins: Any, folder: Path, batch: int) -> None:
+    kept = Kept(twins.ours, twins.pieces)
+    asked(twins, folder, names=NAMES[:2], answerer=kept, batch=batch, limit=25)
+    double = Llama(twins.ours.shape, ops=twins.ours.blocks[0].mlp.ops).double()
+    double.load_state_dict(twins.ours.state_dict())
+    assert len(kept.kept) > 100
+    for row, answer in kept.kept:
+        nats, greedy = slow(double, row)
+        assert answer.log_likelihood == pytest.approx(nats, abs=NATS)
+        assert answer.greedy == greedy
+
+
+def test_a_start_is_added_where_the_model_knows_it(twins: Any, folder: Path) -> None:
+    """To a text with something before it, once; a text with nothing before it begins with it in any case."""
+    start = twins.pieces.start
+    for adds in (False, True):
+        kept = Kept(twins.ours, twins.pieces)
+        asked(twins, folder, names=NAMES[:2], answerer=kept, adds_start=adds, limit=3)
+        begins = [row.inputs[0] == start for row, _ in kept.kept]
+        counts = [list(row.inputs).count(start) for row, _ in kept.kept]
+        scores = [len(row.inputs) - len(row.targets) for row, _ in kept.kept]
+        assert begins[:12] == [adds] * 12, "multiple choice"
+        assert counts[:12] == [int(adds)] * 12
+        assert all(begins[12:]), "rolling"
+        assert scores[12:] == [0] * 3
+
+
+def test_tasks_that_fail_are_told_and_stop_no_other(twins: Any, tmp_path: Path) -> None:
+    local_tasks.broken(tmp_path)
+    scores = asked(twins, tmp_path, names=["local_missing", "local_sums", "local_columns"], limit=5)
+    assert set(scores.tasks) == {"local_sums"}
+    assert set(scores.failed) == {"local_missing", "local_columns"}
+    assert "local_missing.jsonl" in scores.failed["local_missing"]
+    assert "\n" not in "".join(scores.failed.values())
+
+
+def test_sampling_is_refused_and_no_room_is(twins: Any, tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"q": "a", "a": "b"}]
+    plain = {"output_type": "generate_until", "doc_to_text": "{{q}}", "doc_to_target": "{{a}}"}
+    local_tasks.task(tmp_path, "drawn", rows, **plain, generation_kwargs={"do_sample": True, "until": ["\n"]})
+    local_tasks.task(tmp_path, "long", rows, **plain, generation_kwargs={"max_gen_toks": 96, "until": ["\n"]})
+    scores = asked(twins, tmp_path, names=["drawn", "long"])
+    assert "do_sample" in scores.failed["drawn"]
+    assert "96 new tokens fill a context of 96" in scores.failed["long"]
+
+
+def test_names_nobody_has_are_known_with_their_neighbours(twins: Any, folder: Path) -> None:
+    assert twins.harness.unknown(NAMES, folder) == {}
+    assert twins.harness.unknown(["hellaswag", "local_sums"], folder) == {}
+
+
+def test_it_draws_nobody_elses_numbers(twins: Any, folder: Path) -> None:
+    import random
+
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index]
+    first = asked(twins, folder, shots=2, limit=20)
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index]
+    assert before[:2] == after[:2]
+    assert torch.equal(before[2], after[2])
+    random.seed(5)
+    assert asked(twins, folder, shots=2, limit=20) == first, "and scores repeat"
