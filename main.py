@@ -129,7 +129,7 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
     import torch
 
     from tinyllama import kernels
-    from tinyllama.data.loader import HeldOut, Loader
+    from tinyllama.data.loader import Loader, held_out
     from tinyllama.data.manifest import Manifest
     from tinyllama.data.tokenizer import Tokenizer
     from tinyllama.data.verify import Verification
@@ -137,6 +137,7 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
     from tinyllama.engine.saving import Saver
     from tinyllama.engine.start import starting_state
     from tinyllama.engine.zero import Engine
+    from tinyllama.evaluate.exam import Exam
     from tinyllama.evaluate.loss import Evaluator
     from tinyllama.model.llama import Llama
     from tinyllama.tracking.sync import ARTIFACTS
@@ -198,12 +199,8 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
         context=config.model.context,
         seed=config.seed,
     )
-    evaluator = Evaluator(
-        engine,
-        {name: HeldOut(manifest, data, source=name, context=config.model.context) for name in config.data.sources},
-        token_bytes=tokenizer.token_bytes(),
-        micro_batch=planned.micro_batch,
-    )
+    texts = held_out(manifest, data, config.data.sources, context=config.model.context)
+    evaluator = Evaluator(engine, texts, token_bytes=tokenizer.token_bytes(), micro_batch=planned.micro_batch)
     peak = (config.hardware.peak_tflops or 0) * 1e12 or measured_matmul_flops(device, config.train.precision)
     meter = Meter(flops_per_token=planned.flops_per_token.causal, peak_flops=peak * ranks.world_size)
     progress = TrainProgress(steps=planned.steps, start=start, shown=ranks.is_first)
@@ -214,6 +211,7 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
         if not manifest.is_small:
             verification.start()
         tracker = Tracker.open(run_dir, config=config, digest=frozen.digest, start=start)
+    exam = Exam(engine, config, tokenizer=tokenizer, tell=tracker.tell, say=progress.say, stop=lifeline.stop_asked)
     saver = Saver(
         run_dir / runs.CHECKPOINTS,
         engine=engine,
@@ -244,6 +242,7 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
             engine=engine,
             loader=loader,
             evaluator=evaluator,
+            exam=exam,
             recovery=recovery,
             saver=saver,
             save=save,
@@ -263,6 +262,7 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
             result = outcome.finished(
                 result, manifest=manifest, measured=measured, plan=planned, speed=speed, sample=sample
             )
+            result |= exam.result
             outcome.draw(run_dir, result)
     except BaseException as error:
         result = outcome.failed(result, error)
@@ -284,6 +284,7 @@ TASKS: dict[str, Callable[[RunConfig], None]] = {
     "prepare": partial(tasks.prepare, console=console),
     "inspect": partial(tasks.inspect, console=console),
     "generate": models.generate,
+    "evaluate": partial(models.evaluate, console=console),
     "export": partial(transfers.export, console=console),
     "import": partial(transfers.import_, console=console),
     "sync": partial(tasks.sync, console=console),

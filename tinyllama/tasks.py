@@ -45,7 +45,10 @@ def check(configs: Sequence[RunConfig]) -> None:
 
 def _problems(config: RunConfig) -> Iterator[Problem]:
     from tinyllama.data import prepare
+    from tinyllama.evaluate import names
 
+    if config.task in ("train", "evaluate"):
+        yield from names.problems(config.evaluate)
     if config.task not in ("plan", "train", "inspect"):
         return
     manifest = prepare.find(config.data, data_dir=Path(config.data_dir))

@@ -29,12 +29,18 @@ class Numbers:
 
 
 class Nothing:
-    """An evaluator of no held-out text, and a saver that is never in the midst of a checkpoint."""
+    """An evaluator of no held-out text, no tasks, and a saver that is never in the midst of a checkpoint."""
 
     written = failed = False
 
     def measure(self, **_: object) -> dict[str, Any]:
         return {}
+
+    def is_due(self, step: int) -> bool:
+        return False
+
+    def ask(self, **_: object) -> None:
+        pass
 
     def finish(self) -> None:
         pass
@@ -67,6 +73,7 @@ def pretend(config: RunConfig, *, plan: Plan, engine: Steps, recovery: Any, save
         engine=steps,
         loader=loader,
         evaluator=nothing,
+        exam=nothing,
         recovery=recovery,
         saver=nothing,
         save=save,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +133,8 @@ class HeldOut:
             if start:
                 inputs[row, 0] = self._stream.windows(np.array([start - 1]), length=1)[0, 0]
         return inputs, targets
+
+
+def held_out(manifest: Manifest, folder: Path, sources: Iterable[str], *, context: int) -> dict[str, HeldOut]:
+    """The held-out windows of each source."""
+    return {name: HeldOut(manifest, folder, source=name, context=context) for name in sources}

@@ -127,3 +127,22 @@ def read_both(path: Path) -> tuple[list[dict[str, Any]], list[tuple[int, int]]]:
             records = [old for old in records if old["kind"] not in MEASURED or old["step"] <= back]
         records.append(record)
     return records, again
+
+
+def add_tasks(path: Path, record: Mapping[str, Any], *, step: int | None, tokens: int | None) -> None:
+    """Add scores of tasks at a step to a journal; the same scores at the same step are there once.
+
+    The caller keeps others out of the run's folder. Errors: as for `read`.
+    """
+    scores = record["scores"]
+    for line in read(path):
+        if line["kind"] == "tasks" and line["step"] == step:
+            scores = {name: value for name, value in scores.items() if not _same(line["scores"].get(name), value)}
+    if scores or "reason" in record:
+        with Journal(path) as journal:
+            journal.write("tasks", step=step, tokens=tokens, **{**record, "scores": scores})
+
+
+def _same(one: float | None, other: float) -> bool:
+    """Whether two numbers are one, measured on another device or in other batches."""
+    return one is not None and math.isclose(one, other, rel_tol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from tinyllama.config.schema import RunConfig
 from tinyllama.data.loader import Loader
 from tinyllama.engine.saving import Saver
 from tinyllama.engine.zero import Engine
+from tinyllama.evaluate.exam import Exam
 from tinyllama.evaluate.loss import Evaluator, Interrupted, SourceLoss
 from tinyllama.plan.plan import Plan
 from tinyllama.tracking.tracker import Tracker
@@ -42,6 +44,7 @@ def train(
     engine: Engine,
     loader: Loader,
     evaluator: Evaluator,
+    exam: Exam,
     recovery: Recovery,
     saver: Saver,
     save: Callable[[int], None],
@@ -50,7 +53,7 @@ def train(
     meter: Meter,
     progress: TrainProgress,
 ) -> dict[str, SourceLoss] | None:
-    """Take the steps from `start` to the plan's last and measure what was learnt, on all held-out text.
+    """Take the steps from `start` to the plan's last and measure what was learnt, on all held-out text and by tasks.
 
     Every rank runs it alike. A step is the same whether the run came to it in one go or was stopped and resumed: its
     samples and its learning rate are functions of its number and of what is left out. Returns None, with the last step
@@ -107,12 +110,16 @@ def train(
         if votes.stop:
             saver.finish()
             return None
+        if exam.is_due(step) and not last:
+            with suppress(Interrupted):  # the next step hears of it, too
+                exam.ask(step=step, tokens=tokens)
     saver.finish()
     try:
         measured = evaluator.measure(stop=stop_asked)
+        _tell("held_out", measured, plan, tracker, progress, step=plan.steps)
+        exam.ask(step=plan.steps, tokens=plan.tokens)
     except Interrupted:
         return None
-    _tell("held_out", measured, plan, tracker, progress, step=plan.steps)
     return measured
 
 

@@ -13,6 +13,7 @@ from tinyllama.config.load import as_dict
 from tinyllama.config.schema import RunConfig
 from tinyllama.data.manifest import Manifest
 from tinyllama.evaluate.loss import SourceLoss
+from tinyllama.evaluate.results import render_tasks
 from tinyllama.plan.cost import MFU_CONVENTION
 from tinyllama.plan.memory import gigabytes
 from tinyllama.plan.plan import Plan
@@ -97,6 +98,8 @@ def render(result: Mapping[str, Any], *, planned: Plan) -> Iterator[Table | str]
         numbers = (source[key] for key in ("loss", "bits_per_byte", "gzip_bits_per_byte"))
         table.add_row(name, *(f"{number:.3f}" for number in numbers), f"{source['tokens']:,}")
     yield table
+    if result.get("tasks"):
+        yield from render_tasks(result["tasks"])
     yield _beside_the_plan(result, planned)
     yield "a sample:"
     yield "\n".join(f"    {line}" for line in result["sample"].splitlines())
