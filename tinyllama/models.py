@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from tinyllama.data.tokenizer import Tokenizer
     from tinyllama.engine.checkpoint import Checkpoint
     from tinyllama.evaluate.answers import Alone
-    from tinyllama.evaluate.harness import Scores
     from tinyllama.evaluate.progress import Asking
+    from tinyllama.evaluate.results import Scores
     from tinyllama.exchange.trained import Trained
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,24 @@ NAMES = ("local_sums", "local_texts", "local_words")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return local_tasks.write(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture(scope="module")
+def theirs(twins: Any, folder: Path) -> Callable[[int | None], dict[str, Any]]:
+    """What the harness' own backend scores on transformers' Llama, by its own front door, with so many examples."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    @cache
+    def scored(shots: int | None) -> dict[str, Any]:
+        model = HFLM(pretrained=twins.theirs, tokenizer=twins.fast, device="cpu", batch_size=1)
+        manager = TaskManager(include_path=str(folder), include_defaults=False)
+        whole = simple_evaluate(model, tasks=list(NAMES), task_manager=manager, num_fewshot=shots, log_samples=True)
+        assert whole is not None
+        return dict(whole)
+
+    return scored
 
 
 @pytest.fixture(scope="module")
@@ -68,23 +87,12 @@ def asked(twins: Any, folder: Path, *, names: Sequence[str] = NAMES, answerer: A
     return twins.harness.ask(subject(twins, answerer, **how), names, tasks_dir=folder, **settings)
 
 
-def theirs(twins: Any, folder: Path, *, shots: int | None) -> dict[str, Any]:
-    """What the harness' own backend scores on transformers' Llama, by its own front door."""
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    model = HFLM(pretrained=twins.theirs, tokenizer=twins.fast, device="cpu", batch_size=1)
-    manager = TaskManager(include_path=str(folder), include_defaults=False)
-    whole = simple_evaluate(model, tasks=list(NAMES), task_manager=manager, num_fewshot=shots, log_samples=True)
-    assert whole is not None
-    return dict(whole)
-
-
 @pytest.mark.parametrize("shots", [None, 2], ids=["no examples", "two examples, which do not fit"])
-def test_it_scores_what_the_harness_scores_on_an_export(twins: Any, folder: Path, shots: int | None) -> None:
+def test_it_scores_what_the_harness_scores_on_an_export(
+    twins: Any, folder: Path, theirs: Callable[[int | None], dict[str, Any]], shots: int | None
+) -> None:
     kept = Kept(twins.ours, twins.pieces)
-    mine, other = asked(twins, folder, answerer=kept, shots=shots), theirs(twins, folder, shots=shots)
+    mine, other = asked(twins, folder, answerer=kept, shots=shots), theirs(shots)
     assert not mine.failed
     assert mine.tasks["local_sums"]["questions"] == local_tasks.ITEMS >= 200
     assert set(mine.tasks) == set(NAMES)
@@ -102,11 +110,11 @@ def rows_of(other: dict[str, Any]) -> list[float]:
 
 
 @pytest.mark.parametrize("off", [0.0, 1e-3])
-def test_each_row_is_as_likely_as_there(twins: Any, folder: Path, off: float) -> None:
+def test_each_row_is_as_likely_as_there(twins: Any, theirs: Callable[[int | None], dict[str, Any]], off: float) -> None:
     """And one that is a thousandth of a nat off would show."""
     from lm_eval.api.instance import Instance
 
-    other = theirs(twins, folder, shots=None)
+    other = theirs(None)
     samples = sorted(other["samples"]["local_sums"], key=lambda sample: sample["doc_id"])
     requests = [
         Instance(request_type="loglikelihood", doc={}, arguments=tuple(arguments), idx=0)
@@ -177,7 +185,31 @@ def test_sampling_is_refused_and_no_room_is(twins: Any, tmp_path: Path) -> None:
 
 def test_names_nobody_has_are_known_with_their_neighbours(twins: Any, folder: Path) -> None:
     assert twins.harness.unknown(NAMES, folder) == {}
-    assert twins.harness.unknown(["hellaswag", "local_sums"], folder) == {}
+    assert twins.harness.unknown(["hellaswag", "arc_easy", "local_sums"], folder) == {}
+    near = twins.harness.unknown(["hellaswga", "local_sum", "boolq"], folder)
+    assert list(near) == ["hellaswga", "local_sum"]
+    assert "hellaswag" in near["hellaswga"] and near["local_sum"][0] == "local_sums"
+
+
+def test_a_file_that_cannot_be_read_is_named(twins: Any, tmp_path: Path) -> None:
+    local_tasks.write(tmp_path)
+    (tmp_path / "torn.yaml").write_text("task: torn\ndoc_to_text: '{{")
+    assert twins.harness.unknown(["torn"], tmp_path).keys() == {"torn"}
+    [(path, why)] = twins.harness.broken_files(tmp_path).items()
+    assert path.name == "torn.yaml" and "\n" not in why
+
+
+@pytest.mark.parametrize("word", ["task", "group", "tag"])
+def test_the_text_of_the_files_tells_every_name_that_an_index_has(twins: Any, tmp_path: Path, word: str) -> None:
+    """The short way to an index knows whether the long one is needed."""
+    from lm_eval.tasks import TaskManager
+
+    root = Path(twins.harness.lm_eval.tasks.__file__).parent
+    folders = [root / name for name in ("arc", "hellaswag", "glue", "super_glue", "winogrande", "blimp")]
+    manager = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=False)
+    names = {"task": manager.all_subtasks, "group": manager.all_groups, "tag": manager.all_tags}[word]
+    assert names
+    assert set(names) <= twins.harness._named()[1]
 
 
 def test_it_draws_nobody_elses_numbers(twins: Any, folder: Path) -> None:

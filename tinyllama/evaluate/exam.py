@@ -9,7 +9,7 @@ from typing import Any
 from tinyllama.config.schema import RunConfig
 from tinyllama.data.tokenizer import Tokenizer
 from tinyllama.evaluate.loss import Ask
-from tinyllama.evaluate.results import as_record, asked_at, score_line
+from tinyllama.evaluate.results import Scores, as_record, asked_at, score_line
 from tinyllama.evaluate.together import Engine, Together
 
 
@@ -71,7 +71,7 @@ class Exam:
             "tasks_at": asked_at(self._how, step=step, tokens=tokens, failed=scores.failed),
         }
 
-    def _scores(self, model: Together) -> Any:
+    def _scores(self, model: Together) -> Scores:
         from tinyllama.evaluate import harness  # seconds, which no run without tasks waits for
 
         subject = harness.Subject(

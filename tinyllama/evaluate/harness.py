@@ -12,7 +12,6 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +38,7 @@ from tqdm import tqdm
 from tinyllama.data.tokenizer import Tokenizer
 from tinyllama.evaluate.answers import Answerer, Row
 from tinyllama.evaluate.loss import Interrupted, Tell
+from tinyllama.evaluate.results import Scores
 
 # the harness and its readers tell each step, with bars of their own; what fails is raised
 for _name in ("lm_eval", "datasets", "huggingface_hub"):
@@ -172,20 +172,13 @@ class Subject(TemplateLM):  # type: ignore[misc]
         return text
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """What came of tasks."""
-
-    tasks: dict[str, dict[str, float]]
-    """By task, its metrics by their names, their standard errors as NAME_stderr, and how many `questions` it had."""
-    failed: dict[str, str]
-    """By task that could not be asked, why, in one line."""
-
-
 def unknown(names: Sequence[str], tasks_dir: Path | None) -> dict[str, list[str]]:
     """Those names that neither the harness nor the folder has a task of, and names that are near each."""
-    known = _manager(tuple(names), tasks_dir).all_tasks
-    return {name: difflib.get_close_matches(name, known, n=3) for name in names if name not in known}
+    known = set(_manager(tuple(names), tasks_dir).all_tasks)
+    if known.issuperset(names):
+        return {}
+    near = partial(difflib.get_close_matches, possibilities=sorted({*known, *_named()[0]}), n=3)
+    return {name: near(name) for name in names if name not in known}
 
 
 def broken_files(tasks_dir: Path) -> dict[Path, str]:
@@ -258,20 +251,30 @@ def _metrics(found: Mapping[str, Any]) -> dict[str, float]:
 def _manager(names: tuple[str, ...], tasks_dir: Path | None) -> Any:
     """An index that has these names, where there are such tasks.
 
-    The harness' own tasks are 14,000 files, half a minute to read: where all names are single tasks, only their folders
-    are.
+    The harness' own tasks are 14,000 files, half a minute to index: where all names are single tasks, only their
+    folders are.
     """
     own = [str(tasks_dir)] if tasks_dir else []
-    root = Path(lm_eval.tasks.__file__).parent
     manager = TaskManager(include_path=own, include_defaults=False)
-    if not set(names) <= set(manager.all_subtasks):
-        line = re.compile(rf"^task:\s*['\"]?({'|'.join(map(re.escape, names))})['\"]?\s*$", re.MULTILINE)
-        files = [path for path in root.rglob("*.yaml") if line.search(path.read_text(errors="replace"))]
-        folders = sorted({str(path.parent) for path in files})
+    if missing := set(names) - set(manager.all_subtasks):
+        folders = sorted({folder for name in missing for folder in _named()[0].get(name, ())})
         manager = TaskManager(include_path=[*folders, *own], include_defaults=False)
-    if not set(names) <= set(manager.all_subtasks):
-        manager = TaskManager(include_path=own)
-    return manager
+    missing = set(names) - set(manager.all_subtasks)
+    return TaskManager(include_path=own) if missing & _named()[1] else manager
+
+
+@lru_cache(maxsize=1)
+def _named() -> tuple[dict[str, set[str]], set[str]]:
+    """By the text of the harness' own files: the folders that a task or group may be in, and all that may be names."""
+    line = re.compile(r"^(?:(task|group|tag):|\s+-)\s*['\"]?([\w.\-]+)['\"]?\s*$", re.MULTILINE)
+    folders: dict[str, set[str]] = {}
+    words = set()
+    for path in Path(lm_eval.tasks.__file__).parent.rglob("*.yaml"):
+        for key, name in line.findall(path.read_text(errors="replace")):
+            words.add(name)
+            if key:
+                folders.setdefault(name, set()).add(str(path.parent))
+    return folders, words
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
@@ -12,6 +13,16 @@ from tinyllama.evaluate.loss import SourceLoss
 from tinyllama.evaluate.paper import MEAN, PUBLISHED, PYTHIA_MEAN, mean, shown
 
 Tasks = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What came of tasks."""
+
+    tasks: dict[str, dict[str, float]]
+    """By task, its metrics by their names, their standard errors as NAME_stderr, and how many `questions` it had."""
+    failed: dict[str, str]
+    """By task that could not be asked, why, in one line."""
 
 
 def as_record(tasks: Tasks, failed: Mapping[str, str]) -> dict[str, Any]:
@@ -57,7 +68,9 @@ def render_held_out(measured: Mapping[str, SourceLoss]) -> Table:
 
 
 def render_tasks(tasks: Tasks) -> Iterator[Table | str]:
-    """Scores with their standard errors, and what the paper has, for a terminal."""
+    """Scores with their standard errors, and what the paper has, for a terminal; nothing where there are none."""
+    if not tasks:
+        return
     paper = any(task in PUBLISHED for task in tasks)
     table = Table(box=None)
     for column in ("task", "score", "±", "metric", "questions", *(["paper"] if paper else [])):

@@ -130,17 +130,20 @@ def read_both(path: Path) -> tuple[list[dict[str, Any]], list[tuple[int, int]]]:
 
 
 def add_tasks(path: Path, record: Mapping[str, Any], *, step: int | None, tokens: int | None) -> None:
-    """Add scores of tasks at a step to a journal; the same scores at the same step are there once.
+    """Add scores of tasks at a step to a journal; the same scores at the same step are there once, as are failures.
 
     The caller keeps others out of the run's folder. Errors: as for `read`.
     """
-    scores = record["scores"]
+    scores, reason = record["scores"], record.get("reason", {})
     for line in read(path):
         if line["kind"] == "tasks" and line["step"] == step:
+            known = line.get("reason", {})
             scores = {name: value for name, value in scores.items() if not _same(line["scores"].get(name), value)}
-    if scores or "reason" in record:
+            reason = {name: why for name, why in reason.items() if known.get(name) != why}
+    if scores or reason:
         with Journal(path) as journal:
-            journal.write("tasks", step=step, tokens=tokens, **{**record, "scores": scores})
+            rest = {"reason": reason} if reason else {}
+            journal.write("tasks", step=step, tokens=tokens, scores=scores, **rest)
 
 
 def _same(one: float | None, other: float) -> bool:
