@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from tinyllama.config.tasks import Generate
 from tinyllama.engine.distributed import Ranks
 from tinyllama.model.generate import generate
 from tinyllama.model.llama import Llama
+
+GREEDY = Generate(run=None, prompt=("",), samples=1, max_tokens=1, temperature=0.0, top_k=None, top_p=None, stop=())
+"""The likeliest token, again and again."""
 
 
 class Row(NamedTuple):
@@ -95,17 +100,12 @@ class Alone:
     def continued(self, prompt: Sequence[int], *, max_tokens: int, ended: Callable[[list[int]], bool]) -> list[int]:
         """The likeliest tokens after a prompt, up to the end of the document or until they have `ended`."""
         tokens: list[int] = []
-        for token in generate(
-            self._model,
-            prompt,
-            max_tokens=max_tokens,
-            temperature=0.0,
-            top_k=None,
-            seed=0,
-            eos=self._eos,
-            n_tokens=self._n_tokens,
-        ):
-            tokens.append(token)
-            if ended(tokens):
-                break
+        over: set[int] = set()
+        how = replace(GREEDY, max_tokens=max_tokens)
+        told = generate(self._model, [prompt], how, seed=0, eos=self._eos, n_tokens=self._n_tokens, ended=over)
+        for _, token in told:
+            if token is not None:
+                tokens.append(token)
+                if ended(tokens):
+                    over.add(0)
         return tokens
