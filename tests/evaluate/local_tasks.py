@@ -49,7 +49,7 @@ def write(folder: Path) -> Path:
         output_type="generate_until",
         doc_to_text="{{question}}",
         doc_to_target="{{answer}}",
-        generation_kwargs={"until": ["\n", "q"], "max_gen_toks": 12, "do_sample": False},
+        generation_kwargs={"until": ["\n", "<"], "max_gen_toks": 12, "do_sample": False},
         metric_list=[_mean("exact_match")],
     )
     return folder
