@@ -35,6 +35,7 @@ DOORS = {
     "hydra": "main.py",
     "submitit": "launch/slurm.py",
     "lm_eval": "evaluate/harness.py",
+    "gguf": "exchange/gguf.py",
 }
 """The one file that may import each."""
 
