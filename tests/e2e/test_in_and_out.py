@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.e2e.conftest import Here
+from tests.evaluate import local_tasks
 
 GREEDY = ["generate.temperature=0", "generate.max_tokens=40", "generate.prompt='import '"]
 
@@ -57,6 +61,39 @@ def test_an_import_is_trained_on_from_with_the_line_that_it_prints(here: Here, i
     here.run(*shlex.split(line), *rest, *run, base=[])
     started, learnt = here.losses("runs/more"), here.losses("runs/whole")
     assert started[1] < learnt[1] - 2, "it begins where the other ended, not at random"
+
+
+THEIRS = """
+import json, sys
+from lm_eval import simple_evaluate
+from lm_eval.tasks import TaskManager
+model = {"pretrained": sys.argv[1], "dtype": "float32", "device": "cpu"}
+tasks = TaskManager(include_path="tasks", include_defaults=False)
+found = simple_evaluate("hf", model_args=model, tasks=sys.argv[2:], task_manager=tasks, batch_size=8, bootstrap_iters=0)
+json.dump(found["results"], open("theirs.json", "w"), default=str)
+"""
+"""The harness' own backend on an export, as its user would call it."""
+
+
+def test_the_harness_scores_a_run_and_its_export_alike(here: Here, out: Path, imported: str) -> None:
+    local_tasks.write(here.folder / "tasks")
+    names = ["local_sums", "local_texts", "local_words"]
+    line = [f"evaluate.tasks=[{','.join(names)}]", "evaluate.tasks_dir=tasks", "evaluate.held_out=false"]
+    places = {"runs/whole": "runs/whole", "models/whole": "runs/evaluate-whole", "runs/imported": "runs/imported"}
+    ours = {}
+    for place, written in places.items():
+        here.run("task=evaluate", f"evaluate.run={place}", *line)
+        ours[place] = here.result(written)["tasks"]
+    command = [sys.executable, "-W", "ignore", "-c", THEIRS, str(out), *names]
+    subprocess.run(command, cwd=here.folder, check=True, capture_output=True, timeout=300)
+    theirs = json.loads((here.folder / "theirs.json").read_text())
+    metrics = {"local_sums": ("acc", "acc_norm"), "local_texts": ("bits_per_byte",), "local_words": ("exact_match",)}
+    for name, wanted in metrics.items():
+        for metric in wanted:
+            scores = [one[name][metric] for one in ours.values()]
+            assert scores == pytest.approx([theirs[name][f"{metric},none"]] * 3, rel=1e-6), (name, metric)
+    assert ours["runs/whole"]["local_sums"]["questions"] == local_tasks.ITEMS >= 200
+    assert 0.1 < ours["runs/whole"]["local_sums"]["acc"] < 0.9, "not all alike"
 
 
 def test_two_ranks_at_zero_3_export_what_one_does(here: Here) -> None:
