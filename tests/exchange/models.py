@@ -26,8 +26,10 @@ def trained(folder: Path, *, shape: Model | None = None) -> Trained:
     )
 
 
-def exported(folder: Path, out: Path, *, dtype: str = "fp32", shard_bytes: int = 10**9) -> Trained:
+def exported(
+    folder: Path, out: Path, *, shape: Model | None = None, dtype: str = "fp32", shard_bytes: int = 10**9
+) -> Trained:
     """The same as a folder in Hugging Face's format."""
-    model = trained(folder)
+    model = trained(folder, shape=shape)
     export(model, out, card="# tiny\n", dtype=dtype, shard_bytes=shard_bytes, console=Console(quiet=True))
     return model

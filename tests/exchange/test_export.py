@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import stat
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.exchange.models import exported, trained
 from tests.model.tiny import some_tokens
+from tinyllama.config.schema import RunConfig
 from tinyllama.exchange import export as module
 from tinyllama.exchange.export import export
 from tinyllama.exchange.published import open_published
@@ -81,6 +82,24 @@ def test_an_export_of_an_export_is_the_same_to_the_byte(tmp_path: Path) -> None:
         export(again, two, card="# tiny\n", dtype="fp32", shard_bytes=shard_bytes, console=QUIET)
         assert contents(one) == contents(two)
         assert len(contents(one)) > 7
+
+
+@pytest.mark.parametrize("option", ["nano", "14m"])
+@torch.no_grad()
+def test_the_small_options_go_there_and_back_whole(
+    tmp_path: Path, config: Callable[..., RunConfig], option: str
+) -> None:
+    shape = config(f"model={option}").model
+    one, two = tmp_path / "one", tmp_path / "two"
+    model = exported(tmp_path, one, shape=shape, shard_bytes=20_000_000)
+    again = open_published(one, name=option, key="hf.source")
+    assert again.shape == shape
+    export(again, two, card="# tiny\n", dtype="fp32", shard_bytes=20_000_000, console=QUIET)
+    assert contents(one) == contents(two)
+    ours, theirs = model.build(), AutoModelForCausalLM.from_pretrained(two)
+    tokens = some_tokens(2, 64) % shape.vocab_size
+    expected = theirs(tokens).logits
+    assert float((ours.logits(tokens)[0] - expected).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max()))
 
 
 def test_its_sums_are_what_sha256sum_makes_of_it(tmp_path: Path) -> None:

@@ -13,8 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.model.test_generate import GREEDY
 from tests.model.tiny import SHAPE, build, some_tokens
+from tinyllama import kernels
 from tinyllama.config.schema import Model, RunConfig
+from tinyllama.model.generate import generate
 from tinyllama.model.huggingface import Ours, config_of, parts, shape_of
 from tinyllama.model.llama import Llama
 
@@ -51,16 +54,10 @@ def test_names_and_shapes_are_theirs(option: Model) -> None:
 
 def test_every_row_of_ours_is_one_of_theirs(option: Model) -> None:
     with torch.device("meta"):
-        ours = build_empty(option)
+        ours = Llama(option, ops=kernels.TORCH)
         other = {name: torch.empty(part.shape) for name, part in parts(option).items()}
         together = {name: tuple(tensor.shape) for name, tensor in Ours(other, option).items()}
     assert together == {name: tuple(p.shape) for name, p in ours.named_parameters()}
-
-
-def build_empty(shape: Model) -> Llama:
-    from tinyllama import kernels
-
-    return Llama(shape, ops=kernels.TORCH)
 
 
 def test_a_shape_survives_the_way_there_and_back(option: Model) -> None:
@@ -97,9 +94,11 @@ def test_in_fp64_there_is_no_difference_to_speak_of() -> None:
     assert float((ours.logits(tokens)[0] - other(tokens).logits).abs().max()) < 1e-5
 
 
-def test_gradients_are_theirs() -> None:
-    ours, other = pair(SHAPE)
-    tokens = some_tokens()
+@pytest.mark.parametrize("name", ["tiny", *SMALL])
+def test_gradients_are_theirs(config: Callable[..., RunConfig], name: str) -> None:
+    shape = SHAPE if name == "tiny" else config(f"model={name}").model
+    ours, other = pair(shape)
+    tokens = some_tokens(2, 17 if name == "tiny" else 65) % shape.vocab_size
     loss, _ = ours(tokens[:, :-1], tokens[:, 1:])
     loss.backward()
     logits = other(tokens[:, :-1]).logits
@@ -108,7 +107,7 @@ def test_gradients_are_theirs() -> None:
     assert loss.item() == pytest.approx(their_loss.item(), abs=1e-6)
     gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
     for name, parameter in other.named_parameters():
-        part = parts(SHAPE)[name]
+        part = parts(shape)[name]
         mine, their = gradients[part.ours][part.rows], parameter.grad
         assert float((mine - their).norm() / their.norm()) < 1e-5, name
 
@@ -126,16 +125,20 @@ def test_a_swapped_projection_would_show() -> None:
     assert float((ours.logits(tokens)[0] - other(tokens).logits).abs().max()) > 1e-2
 
 
-@torch.no_grad()
-def test_greedy_text_is_theirs_over_100_tokens(config: Callable[..., RunConfig]) -> None:
-    ours, other = pair(config("model=nano").model)
-    prompt = [5, 9, 33]
-    expected = other.generate(torch.tensor([prompt]), max_new_tokens=100, do_sample=False, eos_token_id=None)
-    tokens = list(prompt)
-    for _ in range(100):
-        tokens.append(int(ours.logits(torch.tensor([tokens]))[0][0, -1].argmax()))
-    assert tokens == expected[0].tolist()
-    assert len(set(tokens)) > 10
+@pytest.mark.parametrize("name", SMALL)
+def test_greedy_text_is_theirs_over_100_tokens(config: Callable[..., RunConfig], name: str) -> None:
+    shape = config(f"model={name}").model
+    ours, other = pair(shape)
+    prompts = [[5, 9, 33], [7], [11, 2, 3, 4, 5, 6, 8, 9]]
+    told = generate(ours, prompts, GREEDY, seed=0, eos=-1, n_tokens=shape.vocab_size)
+    texts: list[list[int]] = [[] for _ in prompts]
+    for row, token in told:
+        if token is not None:
+            texts[row].append(token)
+    for prompt, text in zip(prompts, texts, strict=True):
+        expected = other.generate(torch.tensor([prompt]), max_new_tokens=100, do_sample=False, eos_token_id=None)
+        assert prompt + text == expected[0].tolist()
+        assert len(set(text)) > 10
 
 
 GOOD = config_of(SHAPE, start=1, end=2, dtype="fp32")
