@@ -23,7 +23,6 @@ import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path is its own folder's
@@ -33,6 +32,7 @@ from tinyllama import kernels
 from tinyllama.config.schema import Model
 from tinyllama.config.tasks import Generate
 from tinyllama.model.generate import generate
+from tinyllama.model.huggingface import config_of, parts
 from tinyllama.model.init import initial_weights
 from tinyllama.model.llama import Llama
 
@@ -53,46 +53,10 @@ def model_of(name: str) -> Llama:
 
 def peer_of(model: Llama) -> LlamaForCausalLM:
     """The same model as transformers has it: it keeps queries, keys and values apart, and gate and up."""
-    shape = model.shape
-    config = LlamaConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.d_model,
-        intermediate_size=shape.d_ff,
-        num_hidden_layers=shape.n_layers,
-        num_attention_heads=shape.n_heads,
-        num_key_value_heads=shape.n_kv_heads,
-        max_position_embeddings=shape.context,
-        rms_norm_eps=shape.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-        tie_word_embeddings=False,
-    )
-    peer = LlamaForCausalLM(config).float().eval()
-    peer.load_state_dict(renamed(model))
+    config = LlamaConfig.from_dict(config_of(model.shape, start=2, end=2, dtype="fp32"))
+    peer, weights = LlamaForCausalLM(config).float().eval(), model.state_dict()
+    peer.load_state_dict({name: weights[part.ours][part.rows] for name, part in parts(model.shape).items()})
     return peer
-
-
-def renamed(model: Llama) -> dict[str, Tensor]:
-    """Our weights under transformers' names."""
-    ours, shape = model.state_dict(), model.shape
-    heads = [n * shape.head_dim for n in (shape.n_heads, shape.n_kv_heads, shape.n_kv_heads)]
-    theirs = {"model.embed_tokens.weight": ours["embedding.weight"], "model.norm.weight": ours["norm.weight"]}
-    theirs["lm_head.weight"] = ours["head.weight"]
-    for layer in range(shape.n_layers):
-        block = {key: ours[f"blocks.{layer}.{key}.weight"] for key in ("attention.qkv", "mlp.gate_up")}
-        parts = dict(zip(("q_proj", "k_proj", "v_proj"), block["attention.qkv"].split(heads), strict=True))
-        for key, weight in parts.items():
-            theirs[f"model.layers.{layer}.self_attn.{key}.weight"] = weight
-        gate, up = block["mlp.gate_up"].chunk(2)
-        for key, weight in {
-            "self_attn.o_proj": ours[f"blocks.{layer}.attention.out.weight"],
-            "mlp.gate_proj": gate,
-            "mlp.up_proj": up,
-            "mlp.down_proj": ours[f"blocks.{layer}.mlp.down.weight"],
-            "input_layernorm": ours[f"blocks.{layer}.attention_norm.weight"],
-            "post_attention_layernorm": ours[f"blocks.{layer}.mlp_norm.weight"],
-        }.items():
-            theirs[f"model.layers.{layer}.{key}.weight"] = weight
-    return theirs
 
 
 def ours(model: Llama, prompts: Sequence[Sequence[int]], *, tokens: int) -> list[list[int]]:

@@ -8,18 +8,13 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.model.peer import peer_of
 from tests.model.tiny import SHAPE, build
 from tinyllama.config.schema import Model
 from tinyllama.model.llama import Llama
 
-NAMES = {
-    "attention_norm": "input_layernorm",
-    "attention.out": "self_attn.o_proj",
-    "mlp_norm": "post_attention_layernorm",
-    "mlp.down": "mlp.down_proj",
-}
 BYTES = replace(SHAPE, vocab_size=258, context=96)
 """Two tokens beyond the bytes: the beginning and the end of a document."""
 
@@ -59,38 +54,4 @@ def ours(shape: Model = BYTES) -> Llama:
 
 def theirs(model: Llama) -> LlamaForCausalLM:
     """The same weights in transformers' Llama."""
-    shape = model.shape
-    config = LlamaConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.d_model,
-        intermediate_size=shape.d_ff,
-        num_hidden_layers=shape.n_layers,
-        num_attention_heads=shape.n_heads,
-        num_key_value_heads=shape.n_kv_heads,
-        max_position_embeddings=shape.context,
-        rms_norm_eps=shape.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-        tie_word_embeddings=False,
-        bos_token_id=256,
-        eos_token_id=257,
-        attn_implementation="eager",
-    )
-    weights = {name: weight.detach() for name, weight in model.named_parameters()}
-    head = shape.d_model // shape.n_heads
-    sizes = [head * shape.n_heads, head * shape.n_kv_heads, head * shape.n_kv_heads]
-    converted = {
-        "model.embed_tokens.weight": weights["embedding.weight"],
-        "model.norm.weight": weights["norm.weight"],
-        "lm_head.weight": weights["head.weight"],
-    }
-    for layer in range(shape.n_layers):
-        mine, other = f"blocks.{layer}", f"model.layers.{layer}"
-        for part, piece in zip("qkv", weights[f"{mine}.attention.qkv.weight"].split(sizes), strict=True):
-            converted[f"{other}.self_attn.{part}_proj.weight"] = piece
-        gate, up = weights[f"{mine}.mlp.gate_up.weight"].chunk(2)
-        converted[f"{other}.mlp.gate_proj.weight"], converted[f"{other}.mlp.up_proj.weight"] = gate, up
-        for name, its_name in NAMES.items():
-            converted[f"{other}.{its_name}.weight"] = weights[f"{mine}.{name}.weight"]
-    twin = LlamaForCausalLM(config)
-    twin.load_state_dict(converted)
-    return twin.eval()
+    return peer_of(model, start=256, end=257)

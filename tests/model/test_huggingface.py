@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
+from tests.model.peer import empty, peer_of
 from tests.model.test_generate import GREEDY
 from tests.model.tiny import SHAPE, build, some_tokens
 from tinyllama import kernels
@@ -25,20 +26,10 @@ OPTIONS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "mo
 SMALL = ("nano", "14m")
 
 
-def theirs(shape: Model) -> LlamaForCausalLM:
-    return LlamaForCausalLM(LlamaConfig.from_dict(config_of(shape, start=2, end=2, dtype="fp32")))
-
-
-def published(model: Llama) -> dict[str, Tensor]:
-    weights = model.state_dict()
-    return {name: weights[part.ours][part.rows] for name, part in parts(model.shape).items()}
-
-
 def pair(shape: Model, *, dtype: torch.dtype = torch.float32) -> tuple[Llama, LlamaForCausalLM]:
     """Both models with the same weights, far enough from their start to tell one context from another."""
-    ours, other = build(shape, dtype=dtype, gain=2), theirs(shape).to(dtype).eval()
-    other.load_state_dict(published(ours))
-    return ours, other
+    ours = build(shape, dtype=dtype, gain=2)
+    return ours, peer_of(ours)
 
 
 @pytest.fixture(params=OPTIONS)
@@ -48,7 +39,7 @@ def option(request: pytest.FixtureRequest, config: Callable[..., RunConfig]) -> 
 
 def test_names_and_shapes_are_theirs(option: Model) -> None:
     with torch.device("meta"):
-        state = theirs(option).state_dict()
+        state = empty(option).state_dict()
     assert {name: part.shape for name, part in parts(option).items()} == {k: tuple(v.shape) for k, v in state.items()}
 
 
@@ -65,14 +56,8 @@ def test_a_shape_survives_the_way_there_and_back(option: Model) -> None:
     assert shape_of(said, name=option.name) == option
     for gone in (["rope_theta"], ["rope_parameters"], ["rope_scaling", "head_dim", "hidden_act"]):
         assert shape_of({k: v for k, v in said.items() if k not in gone}, name=option.name) == option
-    as_they_say = theirs_says(option)
+    as_they_say = empty(replace(option, n_layers=1)).config.to_dict() | {"num_hidden_layers": option.n_layers}
     assert shape_of(as_they_say, name=option.name) == option
-
-
-def theirs_says(shape: Model) -> dict[str, Any]:
-    """What transformers itself would write into config.json."""
-    whole: dict[str, Any] = LlamaConfig.from_dict(config_of(shape, start=2, end=2, dtype="fp32")).to_dict()
-    return whole
 
 
 @pytest.mark.parametrize("name", SMALL)
