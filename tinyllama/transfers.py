@@ -51,17 +51,16 @@ def export(config: RunConfig, *, console: Console) -> None:
         console.print(told)
         return
     if frozen.origin:
-        text = (run_dir / IMPORTED_CARD).read_text()
+        text = _bytes_of(run_dir / IMPORTED_CARD)
     else:
         text = card(
             frozen.config,
-            folder=out.name,
-            plan=json.loads((run_dir / PLAN).read_text()),
+            plan=json.loads(_bytes_of(run_dir / PLAN)),
             result=result if result and step == result["steps"] else None,
             step=step,
             tokens=one.meta["tokens"],
             end=Tokenizer.load(trained.tokenizer).end_piece,
-        )
+        ).encode()
     write(trained, out, card=text, dtype=how.dtype, shard_bytes=how.shard_bytes, console=console)
     console.print(told)
 
@@ -89,6 +88,14 @@ def _step_to_export(
     return step, places[step]
 
 
+def _bytes_of(path: Path) -> bytes:
+    """What a file of a run holds. Raises ValueError where it is not there."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"export.run: {path} cannot be read ({error.strerror}): restore it") from error
+
+
 def import_(config: RunConfig, *, console: Console) -> None:
     """task=import: a model in Hugging Face's format as a run folder, to go on from, to evaluate, to generate from."""
     assert config.hf.source is not None and config.hf.out is not None  # a rule of the gate
@@ -112,7 +119,8 @@ def import_(config: RunConfig, *, console: Console) -> None:
         runs.write_down(folder, frozen)
         shutil.copyfile(trained.tokenizer, runs.tokenizer(folder))
         there = source / CARD
-        (folder / IMPORTED_CARD).write_text(there.read_text() if there.is_file() else f"# {frozen.config.name}\n")
+        card = there.read_bytes() if there.is_file() else f"# {frozen.config.name}\n".encode()
+        (folder / IMPORTED_CARD).write_bytes(card)
         write_checkpoint(trained, folder / runs.CHECKPOINTS, console=console)
         what = {"status": "imported", "name": frozen.config.name, "source": str(source)}
         write_json(folder / RESULT, what | {"parameters": {"total": count_parameters(trained.shape).total}})
@@ -120,6 +128,8 @@ def import_(config: RunConfig, *, console: Console) -> None:
     line = [f"init_from={out}", f"data.tokenizer.model={out / runs.tokenizer(out).name}"]
     line += [f"data.tokenizer.vocab_size={frozen.config.data.tokenizer.vocab_size}"]
     line += [f"model.{key}={value}" for key, value in shape.items()]
+    if frozen.config.train.eval_tokens != config.train.eval_tokens:
+        line += [f"train.eval_tokens={frozen.config.train.eval_tokens}"]
     console.print(f"imported {count_parameters(trained.shape).total:,} parameters to {out}; to train on from them:")
     console.print(f"    python main.py {shlex.join(line)}")
 

@@ -239,6 +239,10 @@ BETWEEN = [
         "export.out: is null: say which folder to write, as in export.out=models/NAME",
     ),
     (
+        "task=export export.run=runs/a export.out=a.gguf",
+        "export.out: 'a.gguf' is named as a file for llama.cpp: set export.format=gguf too, or rename it",
+    ),
+    (
         "task=import hf.source=models/other",
         "hf.out: is null: say which run folder to write, as in hf.out=runs/NAME",
     ),

@@ -124,6 +124,9 @@ def test_what_cannot_be_exported_or_imported_is_refused(here: Here, out: Path, i
     assert "export.at_step: runs/whole has no checkpoint of step 7; there is: 240, 245" in refused(
         "task=export", "export.run=runs/whole", "export.out=models/other", "export.at_step=7"
     )
+    assert "export.out: runs/whole/config.json/out cannot be made" in refused(
+        "task=export", "export.run=runs/whole", "export.out=runs/whole/config.json/out"
+    )
     assert "runs/none holds no run" in refused("task=export", "export.run=runs/none", "export.out=models/other")
     assert "hf.source: runs/whole cannot be read as a model:" in refused(
         "task=import", "hf.source=runs/whole", "hf.out=runs/other"

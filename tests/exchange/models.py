@@ -31,5 +31,5 @@ def exported(
 ) -> Trained:
     """The same as a folder in Hugging Face's format."""
     model = trained(folder, shape=shape)
-    export(model, out, card="# tiny\n", dtype=dtype, shard_bytes=shard_bytes, console=Console(quiet=True))
+    export(model, out, card=b"# tiny\n", dtype=dtype, shard_bytes=shard_bytes, console=Console(quiet=True))
     return model

@@ -21,6 +21,7 @@ from tests.model.tiny import some_tokens
 from tinyllama.config.schema import RunConfig
 from tinyllama.exchange import export as module
 from tinyllama.exchange.export import export
+from tinyllama.exchange.folder import new_file, new_folder
 from tinyllama.exchange.published import open_published
 
 QUIET = Console(quiet=True)
@@ -79,7 +80,7 @@ def test_an_export_of_an_export_is_the_same_to_the_byte(tmp_path: Path) -> None:
         one, two = tmp_path / f"one-{number}", tmp_path / f"two-{number}"
         exported(tmp_path, one, shard_bytes=shard_bytes)
         again = open_published(one, name="again", key="hf.source")
-        export(again, two, card="# tiny\n", dtype="fp32", shard_bytes=shard_bytes, console=QUIET)
+        export(again, two, card=b"# tiny\n", dtype="fp32", shard_bytes=shard_bytes, console=QUIET)
         assert contents(one) == contents(two)
         assert len(contents(one)) > 7
 
@@ -94,7 +95,7 @@ def test_the_small_options_go_there_and_back_whole(
     model = exported(tmp_path, one, shape=shape, shard_bytes=20_000_000)
     again = open_published(one, name=option, key="hf.source")
     assert again.shape == shape
-    export(again, two, card="# tiny\n", dtype="fp32", shard_bytes=20_000_000, console=QUIET)
+    export(again, two, card=b"# tiny\n", dtype="fp32", shard_bytes=20_000_000, console=QUIET)
     assert contents(one) == contents(two)
     ours, theirs = model.build(), AutoModelForCausalLM.from_pretrained(two)
     tokens = some_tokens(2, 64) % shape.vocab_size
@@ -159,7 +160,7 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
         export(
             replace(model, weights=Broken(model.weights)),
             tmp_path / "out",
-            card="",
+            card=b"",
             dtype="fp32",
             shard_bytes=1,
             console=QUIET,
@@ -177,9 +178,32 @@ def test_a_full_disk_is_seen_before_a_byte_is_written(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(module, "check_room", full)
     with pytest.raises(OSError, match="no room"):
-        export(model, tmp_path / "out", card="", dtype="bf16", shard_bytes=10**9, console=QUIET)
+        export(model, tmp_path / "out", card=b"", dtype="bf16", shard_bytes=10**9, console=QUIET)
     assert seen == [2 * sum(weight.numel() for weight in model.weights.values())]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", [new_folder, new_file])
+def test_two_at_once_do_not_meet(tmp_path: Path, place: Any) -> None:
+    with place(tmp_path / "out", key="export.out") as partial:
+        with (
+            pytest.raises(ValueError, match=r"export.out: another process is writing .*out: let it end, or"),
+            place(tmp_path / "out", key="export.out"),
+        ):
+            pass
+        mine = partial / "one" if place is new_folder else partial
+        mine.write_text("mine")
+    assert (tmp_path / "out" / "one" if place is new_folder else tmp_path / "out").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_where_nothing_can_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with (
+        pytest.raises(ValueError, match=r"export.out: .*/file/out cannot be made \(.*\): name another place"),
+        new_folder(tmp_path / "file" / "out", key="export.out"),
+    ):
+        pass
 
 
 def test_what_a_killed_export_left_is_cleared(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_its_texts_begin_as_they_did(tmp_path: Path) -> None:
     llama(tmp_path, dtype=torch.float32, grouped=True)
     trained = open_published(tmp_path, name="foreign", key="hf.source")
     assert (trained.start, trained.adds_start) == (1, True)
-    export(trained, tmp_path / "out", card="", dtype="fp32", shard_bytes=10**9, console=QUIET)
+    export(trained, tmp_path / "out", card=b"", dtype="fp32", shard_bytes=10**9, console=QUIET)
     tokenizer, pieces = AutoTokenizer.from_pretrained(tmp_path / "out"), Tokenizer.load(tmp_path / "tokenizer.model")
     for text in ("The fox", " The  fox\n", "", "日本 ▁ x", "</s>"):
         [ids] = prompt_tokens(trained, pieces, [text])

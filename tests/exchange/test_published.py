@@ -126,6 +126,11 @@ def index_to_nothing(out: Path) -> None:
             "eos_token_id: 7, and tokenizer.model ends documents with 2: it is another model's",
         ),
         (lambda out: edit(out / "config.json", bos_token_id=320), "bos_token_id: 320 is no token of 0 to 319"),
+        (lambda out: edit(out / "config.json", bos_token_id=True), "bos_token_id: True is no token of 0 to 319"),
+        (
+            lambda out: edit(out / "config.json", num_hidden_layers=10**8),
+            "num_hidden_layers: 100000000, and the weights have 30 tensors in all",
+        ),
         (lambda out: (out / WEIGHTS).unlink(), f"neither {WEIGHTS} nor {WEIGHTS}.index.json is there"),
     ],
     ids=lambda value: getattr(value, "__name__", "")[:20],
@@ -158,12 +163,29 @@ def test_a_changed_byte_is_seen_by_the_sums(tmp_path: Path) -> None:
         opened(tmp_path / "out")
 
 
+def test_the_sums_of_others_are_read_as_well(tmp_path: Path) -> None:
+    exported(tmp_path, tmp_path / "out")
+    sums = tmp_path / "out" / "SHA256SUMS"
+    ours = sums.read_text()
+    for theirs in (ours.replace("  ", " *"), ours.replace("  ", "  ./"), f"# of a mirror\n\n{ours}"):
+        sums.write_text(theirs)
+        opened(tmp_path / "out")
+        sums.write_text(theirs.replace(theirs.splitlines()[-1][:64], "0" * 64))
+        with pytest.raises(ValueError, match="is not what SHA256SUMS says"):
+            opened(tmp_path / "out")
+
+
 def test_what_is_not_finite_is_not_adopted(out: Path, tmp_path: Path) -> None:
     def spoil(tensors: dict[str, torch.Tensor]) -> None:
         tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
 
     change_tensors(out, spoil)
-    with pytest.raises(ValueError, match=r"blocks.1.mlp.gate_up.weight holds values that are not finite"):
+    says = re.escape(
+        f"model.layers.1.mlp.up_proj.weight of {out} holds values that are not finite: get the weights again"
+    )
+    with pytest.raises(ValueError, match=says):
+        opened(out).build()
+    with pytest.raises(ValueError, match=says):
         write_checkpoint(opened(out), tmp_path / "checkpoints", console=Console(quiet=True))
 
 
@@ -178,7 +200,7 @@ def test_how_a_text_begins_is_what_the_folder_says(out: Path) -> None:
     (out / "tokenizer_config.json").unlink()
     assert opened(out).adds_start
     edit(out / "config.json", bos_token_id=None)
-    assert opened(out).start == 2
+    assert (opened(out).start, opened(out).adds_start) == (2, False)
 
 
 def test_older_files_may_hold_what_theta_says(out: Path) -> None:

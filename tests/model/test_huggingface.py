@@ -47,7 +47,7 @@ def test_every_row_of_ours_is_one_of_theirs(option: Model) -> None:
     with torch.device("meta"):
         ours = Llama(option, ops=kernels.TORCH)
         other = {name: torch.empty(part.shape) for name, part in parts(option).items()}
-        together = {name: tuple(tensor.shape) for name, tensor in Ours(other, option).items()}
+        together = {name: tuple(tensor.shape) for name, tensor in Ours(other, option, where=Path()).items()}
     assert together == {name: tuple(p.shape) for name, p in ours.named_parameters()}
 
 
@@ -147,7 +147,12 @@ GOOD = config_of(SHAPE, start=1, end=2, dtype="fp32")
         ),
         (
             {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
-            "rope_parameters.partial_rotary_factor: 0.5, and heads here are rotated whole",
+            "partial_rotary_factor: 0.5, and heads here are rotated whole",
+        ),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: 0.5, and heads here are rotated whole"),
+        (
+            {"max_position_embeddings": 10**11},
+            "max_position_embeddings: 100000000000: past 16777216 fp32 tells none apart",
         ),
         ({"rope_parameters": 5}, "rope_parameters: 5 should be a section of keys"),
         ({"rope_theta": 500000.0}, "rope_theta: 500000.0, and rope_parameters.rope_theta is 10000.0"),

@@ -59,7 +59,9 @@ def parse_duration(value: Any) -> int:
 
 
 def _several(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+    if not isinstance(value, str | list | tuple):
+        raise ValueError(f"{value!r} should be text, in quotes where YAML would read another thing, or a list of texts")
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]

@@ -28,6 +28,8 @@ def tasks_are_told_enough(task: str, generate: Generate, evaluate: Evaluate, exp
     for key, value in needed.get(task, {}).items():
         if value is None:
             yield key, f"is null: say {says[key]}"
+    if task == "export" and export.format == "huggingface" and (export.out or "").endswith(".gguf"):
+        yield "export.out", f"{export.out!r} is named as a file for llama.cpp: set export.format=gguf too, or rename it"
     if task == "export" and export.format == "gguf" and importlib.util.find_spec("gguf") is None:
         yield "export.format", "gguf needs the gguf package, which is not installed: pip install 'tinyllama[gguf]'"
 

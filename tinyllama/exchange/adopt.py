@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from tinyllama.engine.checkpoint import name_of, sha256_of, write_state
 from tinyllama.engine.room import check_room
 from tinyllama.exchange.folder import moving, shards
-from tinyllama.exchange.published import check_finite
 from tinyllama.exchange.trained import Trained
 from tinyllama.model.huggingface import parts
 
@@ -34,7 +33,7 @@ def write_checkpoint(trained: Trained, checkpoints: Path, *, console: Console) -
         for number, names in enumerate(shards(sizes, _FILE_BYTES)):
             tensors = {}
             for name in names:
-                tensors[name] = check_finite(name, trained.weights[name])
+                tensors[name] = trained.weights[name]
                 moved(sizes[name])
             path = place / f"weights-{number:05d}.safetensors"
             save_file(tensors, path)

@@ -25,7 +25,8 @@ _USE = """## Use
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model, tokenizer = AutoModelForCausalLM.from_pretrained("{folder}"), AutoTokenizer.from_pretrained("{folder}")
+folder = "."  # this one, or its name on the hub
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 ids = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=50)[0]))
 ```
@@ -54,7 +55,6 @@ The architecture and the recipe are TinyLlama's:
 def card(
     config: RunConfig,
     *,
-    folder: str,
     plan: Mapping[str, Any],
     result: Mapping[str, Any] | None,
     step: int,
@@ -63,15 +63,14 @@ def card(
 ) -> str:
     """The card of a run's weights after so many steps and tokens, as Markdown that the Hugging Face hub reads.
 
-    plan and result are what plan.json and result.json hold; the result is that of these very weights, or None. folder
-    is what the export is called, end the token that ends a document. Paths of this machine stay out.
+    plan and result are what plan.json and result.json hold; the result is that of these very weights, or None. end is
+    the token that ends a document. Paths of this machine stay out.
     """
-    return "\n".join(_lines(config, folder, plan, result, step, tokens, end))
+    return "\n".join(_lines(config, plan, result, step, tokens, end))
 
 
 def _lines(
     config: RunConfig,
-    folder: str,
     plan: Mapping[str, Any],
     result: Mapping[str, Any] | None,
     step: int,
@@ -96,7 +95,7 @@ def _lines(
         yield f"| {name} | {source['share']:.1%} | {source['tokens']:,} | {epochs} |"
     yield "\nPlanned for the whole run.\n"
     yield from _learnt(result)
-    yield _USE.format(folder=folder, end=end)
+    yield _USE.format(end=end)
     yield _CITE
     yield "## Configuration\n"
     yield "All that determines the run, as it was resolved:\n"
@@ -125,9 +124,11 @@ def _learnt(result: Mapping[str, Any] | None) -> Iterator[str]:
         yield f"| {name} | {loss:.4f} | {bits:.4f} | {gzip:.4f} |"
     yield ""
     if tasks := result.get("tasks"):
-        yield "| task (lm-evaluation-harness) | metric | score |\n|---|---|---:|"
-        for task, metrics in tasks.items():
-            for metric, score in metrics.items():
-                if isinstance(score, int | float) and not metric.endswith("_stderr"):
-                    yield f"| {task} | {metric} | {score:.4f} |"
+        yield "| task (lm-evaluation-harness) | metric | score | ± | questions | shots |\n|---|---|---:|---:|---:|---:|"
+        for task, found in tasks.items():
+            asked = " | ".join(f"{found[key]:,.0f}" if key in found else "" for key in ("questions", "shots"))
+            for metric, score in found.items():
+                if metric not in ("questions", "shots") and not metric.endswith("_stderr"):
+                    error = found.get(f"{metric}_stderr")
+                    yield f"| {task} | {metric} | {score:.4f} | {'' if error is None else f'{error:.4f}'} | {asked} |"
         yield ""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from safetensors.torch import save_file
@@ -18,11 +16,12 @@ from tinyllama.exchange.published import CONFIG, INDEX, TOKENIZER, WEIGHTS
 from tinyllama.exchange.tokenizers import tokenizer_files
 from tinyllama.exchange.trained import Trained
 from tinyllama.model.huggingface import DTYPES, config_of, parts
+from tinyllama.tracking.record import write_json
 
 CARD = "README.md"
 
 
-def export(trained: Trained, out: Path, *, card: str, dtype: str, shard_bytes: int, console: Console) -> None:
+def export(trained: Trained, out: Path, *, card: bytes, dtype: str, shard_bytes: int, console: Console) -> None:
     """Write a folder, whole or not at all: configuration, weights in files of shard_bytes at most, tokenizer, card.
 
     The same model and card give the same bytes. Raises ValueError where something is at `out` or the tokenizer cannot
@@ -36,12 +35,12 @@ def export(trained: Trained, out: Path, *, card: str, dtype: str, shard_bytes: i
     described = config_of(trained.shape, start=trained.start, end=tokenizer.eos, dtype=dtype)
     with new_folder(out, key="export.out") as folder:
         _write_weights(trained, folder, dtype=dtype, shard_bytes=shard_bytes, console=console)
-        _write_json(folder / CONFIG, described)
-        _write_json(folder / "generation_config.json", ids)
+        write_json(folder / CONFIG, described)
+        write_json(folder / "generation_config.json", ids)
         for name, content in files.items():
             (folder / name).write_bytes(content)
         shutil.copyfile(trained.tokenizer, folder / TOKENIZER)
-        (folder / CARD).write_text(card)
+        (folder / CARD).write_bytes(card)
         write_sums(folder)
 
 
@@ -62,8 +61,4 @@ def _write_weights(trained: Trained, folder: Path, *, dtype: str, shard_bytes: i
             save_file(tensors, folder / file, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(names, file)
     if len(groups) > 1:
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def _write_json(path: Path, obj: dict[str, Any]) -> None:
-    path.write_text(json.dumps(obj, indent=2, sort_keys=True) + "\n")
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

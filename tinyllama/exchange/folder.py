@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,25 +26,62 @@ SUMS = "SHA256SUMS"
 def new_folder(out: Path, *, key: str) -> Iterator[Path]:
     """A folder to fill, which becomes `out` once it is full and on the disk; where that fails it goes.
 
-    Raises ValueError where something is at `out`.
+    Raises ValueError, naming the key that says where, where something is at `out`, where nothing can be, and where
+    another process is writing it.
     """
-    refuse_what_is_there(out, key=key)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    partial.mkdir(parents=True)
-    try:
+    with _beside(out, key=key) as partial:
         yield partial
         mode = partial.stat().st_mode & 0o666
         for path in sorted(partial.rglob("*")):
             if path.is_file():
                 path.chmod(mode)  # safetensors keeps its files from everybody else
             _sync(path)
-        _sync(partial)
-        refuse_what_is_there(out, key=key)
-        partial.rename(out)
-        _sync(out.parent)
+        _move(partial, out, key=key)
+
+
+@contextmanager
+def new_file(out: Path, *, key: str) -> Iterator[Path]:
+    """The same for a file."""
+    with _beside(out, key=key) as partial:
+        path = partial / out.name
+        yield path
+        _sync(path)
+        _move(path, out, key=key)
+
+
+@contextmanager
+def _beside(out: Path, *, key: str) -> Iterator[Path]:
+    """An empty folder beside a place, kept from other processes; what one that was killed left in it goes."""
+    refuse_what_is_there(out, key=key)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except (NotADirectoryError, FileExistsError) as error:
+        raise ValueError(f"{key}: {out} cannot be made ({error}): name another place") from error
+    handle = os.open(partial, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = partial.exists() and os.path.samestat(os.fstat(handle), partial.stat())
+        except BlockingIOError:
+            mine = False
+        if not mine:
+            raise ValueError(f"{key}: another process is writing {out}: let it end, or name another place")
+        for stale in partial.iterdir():
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.close(handle)
+
+
+def _move(partial: Path, out: Path, *, key: str) -> None:
+    _sync(partial)
+    refuse_what_is_there(out, key=key)
+    partial.rename(out)
+    _sync(out.parent)
 
 
 def write_sums(folder: Path) -> None:
@@ -55,12 +94,11 @@ def check_sums(folder: Path) -> None:
     """Raise ValueError where a folder says what its files hash to and one of them does not, or is not there."""
     if not (folder / SUMS).is_file():
         return
-    for line in (folder / SUMS).read_text().splitlines():
-        expected, _, name = line.partition("  ")
-        path = folder / name
-        if "/" in name or not path.is_file() or sha256_of(path) != expected:
+    for line in (folder / SUMS).read_text(errors="replace").splitlines():
+        said = re.fullmatch(r"([0-9a-f]{64}) [ *](?:\./)?([^/]+)", line)
+        if said and not ((folder / said[2]).is_file() and sha256_of(folder / said[2]) == said[1]):
             raise ValueError(
-                f"{path} is not what {SUMS} says: copy the folder again, or remove {SUMS} if you changed it"
+                f"{folder / said[2]} is not what {SUMS} says: copy the folder again, or remove {SUMS} if you changed it"
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from tinyllama.config.schema import Model
 from tinyllama.data.tokenizer import Tokenizer
+from tinyllama.engine.room import check_room
+from tinyllama.exchange.folder import new_file
 from tinyllama.exchange.tokenizers import expressible
 from tinyllama.exchange.trained import Trained
 from tinyllama.model.huggingface import DTYPES, Part, parts
-from tinyllama.tracking.record import refuse_what_is_there
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -51,24 +52,17 @@ def write_gguf(trained: Trained, path: Path, *, dtype: str, name: str) -> None:
     """
     from gguf import GGUFWriter
 
-    refuse_what_is_there(path, key="export.out")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    writer = GGUFWriter(partial, "llama")
-    try:
-        writer.add_name(name)
-        _add_shape(writer, trained.shape, dtype=dtype)
-        _add_tokenizer(writer, trained)
-        _write_tensors(writer, trained, dtype=dtype)
-        writer.flush()
-        assert writer.fout is not None
-        os.fsync(writer.fout[0].fileno())
-        writer.close()
-        refuse_what_is_there(path, key="export.out")
-        partial.rename(path)
-    finally:
-        writer.close()
-        partial.unlink(missing_ok=True)
+    placed = layout(trained.shape)
+    with new_file(path, key="export.out") as partial:
+        check_room(partial.parent, sum(DTYPES[dtype].itemsize * math.prod(part.shape) for part, _ in placed.values()))
+        writer = GGUFWriter(partial, "llama")
+        try:
+            writer.add_name(name)
+            _add_shape(writer, trained.shape, dtype=dtype)
+            _add_tokenizer(writer, trained)
+            _write_tensors(writer, trained, placed, dtype=dtype)
+        finally:
+            writer.close()
 
 
 def layout(shape: Model) -> dict[str, tuple[Part, int]]:
@@ -91,14 +85,13 @@ def paired(weight: Tensor, heads: int) -> Tensor:
     return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
 
 
-def _write_tensors(writer: GGUFWriter, trained: Trained, *, dtype: str) -> None:
+def _write_tensors(writer: GGUFWriter, trained: Trained, placed: Mapping[str, tuple[Part, int]], *, dtype: str) -> None:
     """Says what is to come, then writes one tensor after the other."""
     from gguf import GGMLQuantizationType
 
     kinds = {"fp32": GGMLQuantizationType.F32, "bf16": GGMLQuantizationType.BF16}
     # NumPy has no bf16: its bits are written as they are.
     bits = {"fp32": torch.int32, "bf16": torch.int16}
-    placed = layout(trained.shape)
     kept = {name: dtype if len(part.shape) == 2 else "fp32" for name, (part, _) in placed.items()}
     for name, (part, _) in placed.items():
         item = DTYPES[kept[name]].itemsize

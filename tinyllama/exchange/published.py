@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tinyllama.config.schema import Model
 from tinyllama.data.tokenizer import Tokenizer
 from tinyllama.engine.checkpoint import Damaged, Tensors
@@ -52,7 +50,7 @@ def open_published(folder: Path, *, name: str, key: str) -> Trained:
     return Trained(
         folder=folder,
         shape=shape,
-        weights=Ours(tensors, shape),
+        weights=Ours(tensors, shape, where=folder),
         tokenizer=folder / TOKENIZER,
         start=tokenizer.eos if start is None else start,
         adds_start=adds_start,
@@ -103,6 +101,9 @@ def _tensors(folder: Path) -> Tensors:
 
 
 def _misfits(tensors: Tensors, shape: Model) -> Iterator[str]:
+    if shape.n_layers > len(tensors):
+        yield f"num_hidden_layers: {shape.n_layers}, and the weights have {len(tensors)} tensors in all"
+        return
     wanted = parts(shape)
     here = {name for name in tensors if not name.endswith("rotary_emb.inv_freq")}  # older files keep what theta says
     yield from (f"{name} is missing from the weights" for name in wanted if name not in here)
@@ -133,15 +134,8 @@ def _tokenizer(folder: Path, config: dict[str, Any], shape: Model) -> tuple[Toke
             f"eos_token_id: {ends}, and {TOKENIZER} ends documents with {tokenizer.eos}: it is another model's"
         )
     start = config.get("bos_token_id")
-    if start is not None and not (isinstance(start, int) and 0 <= start < shape.vocab_size):
+    if start is not None and not (type(start) is int and 0 <= start < shape.vocab_size):
         raise ValueError(f"bos_token_id: {start!r} is no token of 0 to {shape.vocab_size - 1}")
     said = _json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
     is_llamas = str(said.get("tokenizer_class", "Llama")).startswith("Llama")  # which begins texts unless told not to
-    return tokenizer, start, bool(said.get("add_bos_token", is_llamas))
-
-
-def check_finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor. Raises ValueError where not all of it is finite."""
-    if not torch.isfinite(tensor).all():
-        raise ValueError(f"{name} holds values that are not finite: nothing can be computed with them, get it again")
-    return tensor
+    return tokenizer, start, start is not None and bool(said.get("add_bos_token", is_llamas))

@@ -7,6 +7,7 @@ either is read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -56,16 +57,24 @@ def parts(shape: Model) -> dict[str, Part]:
 
 
 class Ours(Mapping[str, Tensor]):
-    """Our tensors by parameter name, in fp32, each put together from Hugging Face's when it is asked for."""
+    """Our tensors by parameter name, in fp32, each put together from Hugging Face's when it is asked for.
 
-    def __init__(self, theirs: Mapping[str, Tensor], shape: Model) -> None:
+    Raises ValueError then where not all of it is finite.
+    """
+
+    def __init__(self, theirs: Mapping[str, Tensor], shape: Model, *, where: Path) -> None:
         self._theirs = theirs
+        self._where = where
         self._names: dict[str, list[str]] = {}
         for name, part in parts(shape).items():
             self._names.setdefault(part.ours, []).append(name)
 
     def __getitem__(self, name: str) -> Tensor:
-        return torch.cat([self._theirs[theirs].float() for theirs in self._names[name]])
+        pieces = {theirs: self._theirs[theirs].float() for theirs in self._names[name]}
+        for theirs, piece in pieces.items():
+            if not torch.isfinite(piece).all():
+                raise ValueError(f"{theirs} of {self._where} holds values that are not finite: get the weights again")
+        return torch.cat([*pieces.values()])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -138,6 +147,8 @@ def _not_ours(config: Mapping[str, Any]) -> Iterator[str]:
     sizes = {key: config.get(key) for key in _SIZES} | {key: config[key] for key in _OPTIONAL if config.get(key)}
     wrong = {key: size for key, size in sizes.items() if type(size) is not int or size < 1}
     yield from (f"{key}: {size!r} should be a whole number greater than 0" for key, size in wrong.items())
+    if not wrong and config.get("max_position_embeddings", 0) > 2**24:
+        yield f"max_position_embeddings: {config['max_position_embeddings']}: past {2**24} fp32 tells none apart"
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key):
             yield f"{key}: true, and the model here has no biases"
@@ -156,8 +167,9 @@ def _not_ours(config: Mapping[str, Any]) -> Iterator[str]:
         kind = said.get("rope_type", said.get("type", "default"))
         if kind != "default":
             yield f"{key}: {kind!r} scales the rotary frequencies, which the model here does not"
+    for said in (config, rope, scaling):
         if said.get("partial_rotary_factor", 1) != 1:
-            yield f"{key}.partial_rotary_factor: {said['partial_rotary_factor']!r}, and heads here are rotated whole"
+            yield f"partial_rotary_factor: {said['partial_rotary_factor']!r}, and heads here are rotated whole"
     for key, number in (("rope_theta", _theta(config)), ("rms_norm_eps", config.get("rms_norm_eps", 1e-6))):
         if not isinstance(number, int | float) or isinstance(number, bool) or not 0 < number < float("inf"):
             yield f"{key}: {number!r} should be a number greater than 0"
