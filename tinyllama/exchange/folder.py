@@ -16,6 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from tinyllama.data.progress import PLAIN_EVERY, duration
 from tinyllama.engine.checkpoint import sha256_of
+from tinyllama.tracking.folder import NO_LOCKS
 from tinyllama.tracking.record import refuse_what_is_there
 
 SUMS = "SHA256SUMS"
@@ -65,6 +66,10 @@ def _beside(out: Path, *, key: str) -> Iterator[Path]:
             mine = partial.exists() and os.path.samestat(os.fstat(handle), partial.stat())
         except BlockingIOError:
             mine = False
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            mine = True
         if not mine:
             raise ValueError(f"{key}: another process is writing {out}: let it end, or name another place")
         for stale in partial.iterdir():

@@ -20,7 +20,8 @@ CURVE = "curve.png"
 
 PATIENCE = 1.0
 """Seconds to try again where a folder is kept by another process, which may only be looking who has it."""
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a filesystem says that has no locks."""
 _log = logging.getLogger(__name__)
 
 
@@ -48,7 +49,7 @@ def is_kept(run_dir: Path) -> bool:
     except BlockingIOError:
         return True
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
     return False
 
@@ -78,7 +79,7 @@ def _is_first(file: IO[str], path: Path, *, run_dir: Path, meet: str | None) -> 
                 ) from error
             time.sleep(PATIENCE / 20)
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise _no_lock(path, error) from error
             _log.warning(
                 "the filesystem of %s has no locks (%s): see to it that no other process trains in %s",
