@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from tinyllama.data.tokenizer import Tokenizer
     from tinyllama.engine.checkpoint import Checkpoint
     from tinyllama.evaluate.answers import Alone
+    from tinyllama.evaluate.notes import Notes
     from tinyllama.evaluate.progress import Asking
     from tinyllama.evaluate.results import Scores
     from tinyllama.exchange.trained import Trained
@@ -70,10 +73,7 @@ def evaluate(config: RunConfig, *, console: Console) -> None:
     from tinyllama.data.tokenizer import Tokenizer
     from tinyllama.engine import distributed
     from tinyllama.evaluate.answers import Alone
-    from tinyllama.evaluate.loss import Evaluator
-    from tinyllama.evaluate.notes import Notes
     from tinyllama.evaluate.progress import Asking
-    from tinyllama.evaluate.results import render_held_out, render_tasks
 
     how, layout = config.evaluate, replace(config.parallelism, gpus=1, nodes=1)
     assert how.run is not None  # a rule of the gate
@@ -84,34 +84,26 @@ def evaluate(config: RunConfig, *, console: Console) -> None:
         )
     launcher.check_gpus(layout)
     trained = open_model(folder, key="evaluate.run")
-    pieces = Tokenizer.load(trained.tokenizer)
     frozen = runs.thaw(folder) if is_run(folder) else None
+    notes = _notes(config, folder, frozen)
+    pieces = Tokenizer.load(trained.tokenizer)
     texts, data = _held_out(config, trained, pieces, frozen, console=console) if how.held_out else ({}, None)
     device = distributed.use_device(layout.device, Alone.ranks, threads=layout.threads, ranks_here=1)
     model = trained.build(device=str(device), precision=config.train.precision)
-    model.document_end = trained.start if frozen and frozen.config.train.mask_documents else None
+    model.document_end = pieces.eos if frozen and frozen.config.train.mask_documents else None
     alone = Alone(model, device=device, eos=pieces.eos, n_tokens=pieces.vocab_size)
-    step = runs.steps_taken(folder) if frozen else None
-    tokens = runs.tokens_seen(folder, step) if step is not None else None
-    notes = Notes(_place(folder, config), how, step=step, tokens=tokens)
+    written, failed = False, {}
     with Asking(console) as progress:
         if data:
-            progress.begin("held out")
-            evaluator = Evaluator(alone, texts, token_bytes=pieces.token_bytes(), micro_batch=how.batch)
-            measured = evaluator.measure(tell=progress.tell)
-            notes.held_out(measured, data)
-            console.print(render_held_out(measured))
-        scores = _asked(how, trained, alone, pieces, progress) if how.tasks else None
-    requests.check()  # the harness may have made an error of one
-    if scores:
-        notes.tasks(scores.tasks, scores.failed)
-        for part in render_tasks(scores.tasks):
-            console.print(part)
-    console.print(f"written to {notes.place / RESULT}")
+            written = _measured(how, alone, pieces, texts, data, notes=notes, progress=progress, console=console)
+        if how.tasks:
+            failed = _asked(how, trained, alone, pieces, notes=notes, progress=progress, console=console)
+    if written or how.tasks:
+        console.print(f"written to {notes.place / RESULT}")
     if frozen and frozen.config.tracking.name == "mlflow":
         notes.send(report=console.print)
-    if scores and scores.failed:
-        raise ValueError("\n".join(f"evaluate.tasks: {name}: {why}" for name, why in scores.failed.items()))
+    if failed:
+        raise ValueError("\n".join(f"evaluate.tasks: {name}: {why}" for name, why in failed.items()))
 
 
 def is_run(folder: Path) -> bool:
@@ -119,11 +111,26 @@ def is_run(folder: Path) -> bool:
     return (folder / JOURNAL).exists()
 
 
-def _place(folder: Path, config: RunConfig) -> Path:
-    """Where results go: beside a run or an import, else into a folder of their own."""
+def _notes(config: RunConfig, folder: Path, frozen: runs.Frozen | None) -> Notes:
+    """Where results go: beside a run or an import, else into a folder of their own.
+
+    Raises ValueError where that is another run's.
+    """
+    from tinyllama.evaluate.notes import Notes
+
+    step = runs.steps_taken(folder) if frozen else None
+    tokens = runs.tokens_seen(folder, step) if step is not None else None
     if (folder / runs.CHECKPOINTS).is_dir():
-        return folder
-    return Path(config.run_dir or Path(config.runs_dir) / f"evaluate-{folder.resolve().name}")
+        return Notes(folder, config.evaluate, step=step, tokens=tokens)
+    where = str(folder.resolve())
+    own = f"evaluate-{name_of(folder)}-{sha256(where.encode()).hexdigest()[:8]}"
+    place = Path(config.run_dir or Path(config.runs_dir) / own)
+    if runs.is_begun(place):
+        raise ValueError(
+            f"run_dir: {place} is the folder of another run than {folder}, whose results would be mixed with its own: "
+            "leave run_dir out, or name a folder that holds no run"
+        )
+    return Notes(place, config.evaluate, step=step, tokens=tokens, model=where)
 
 
 def _held_out(
@@ -137,18 +144,90 @@ def _held_out(
         data, sources = Path(frozen.data.folder), frozen.config.data.sources
         manifest = Manifest.load(data)
     else:
-        (manifest, data), sources = tasks.prepared(config, console=console), config.data.sources
+        (manifest, data), sources = _data_for(config, trained, pieces, console=console), config.data.sources
     if manifest.tokenizer.sha256 != pieces.sha256:
-        raise ValueError(
-            f"evaluate.held_out: {data} is written in another tokenizer (sha256 {manifest.tokenizer.sha256[:8]}) than "
-            f"{trained.folder} has ({pieces.sha256[:8]}): its tokens mean other text; set "
-            f"data.tokenizer.model={trained.tokenizer}, or evaluate.held_out=false"
-        )
+        raise _other_tokenizer(f"{data} is written in", manifest.tokenizer.sha256, trained, pieces)
     return held_out(manifest, data, sources, context=trained.shape.context), manifest
 
 
-def _asked(how: Evaluate, trained: Trained, alone: Alone, pieces: Tokenizer, progress: Asking) -> Scores:
+def _data_for(config: RunConfig, trained: Trained, pieces: Tokenizer, *, console: Console) -> tuple[Manifest, Path]:
+    """The data that is composed, in the model's tokenizer unless another is set, and its folder.
+
+    Raises ValueError where it is another, and where the data is not prepared: only the embedded text is on the spot.
+    """
+    from tinyllama.data import prepare
+    from tinyllama.data.tokenizer import Tokenizer
+
+    spec, line = config.data.tokenizer, [word for word in sys.argv[1:] if "=" in word]
+    if spec.model is None:
+        own = replace(spec, model=str(trained.tokenizer), sha256=pieces.sha256, vocab_size=pieces.vocab_size)
+        config = replace(config, data=replace(config.data, tokenizer=own))
+        line = [word for word in line if not word.startswith("data.tokenizer.")]
+        line += [f"data.tokenizer.model={own.model}", f"data.tokenizer.vocab_size={own.vocab_size}"]
+    elif (other := Tokenizer.load(Path(spec.model)).sha256) != pieces.sha256:
+        raise _other_tokenizer(f"data.tokenizer.model={spec.model} is", other, trained, pieces)
+    says = prepare.missing(config.data, data_dir=Path(config.data_dir), line=line)
+    if says and not prepare.is_embedded(config.data):
+        raise ValueError(f"data: {says}; or set evaluate.held_out=false")
+    return tasks.prepared(config, console=console)
+
+
+def _other_tokenizer(what: str, sha256: str, trained: Trained, pieces: Tokenizer) -> ValueError:
+    return ValueError(
+        f"evaluate.held_out: {what} another tokenizer (sha256 {sha256[:8]}) than {trained.folder} has "
+        f"({pieces.sha256[:8]}): its tokens mean other text; leave data.tokenizer.model out, or set "
+        "evaluate.held_out=false"
+    )
+
+
+def _measured(
+    how: Evaluate,
+    alone: Alone,
+    pieces: Tokenizer,
+    texts: dict[str, HeldOut],
+    data: Manifest,
+    *,
+    notes: Notes,
+    progress: Asking,
+    console: Console,
+) -> bool:
+    """Measure held-out losses, tell them and write them down; whether they were written."""
+    from tinyllama.evaluate.loss import Evaluator
+    from tinyllama.evaluate.results import render_held_out
+
+    progress.begin("held out")
+    evaluator = Evaluator(alone, texts, token_bytes=pieces.token_bytes(), micro_batch=how.batch)
+    measured = evaluator.measure(tell=progress.tell)
+    console.print(render_held_out(measured))
+    written = notes.held_out(measured, data)
+    if not written:
+        console.print(f"{notes.place / RESULT} keeps the held-out losses of the run's end")
+    return written
+
+
+def _asked(
+    how: Evaluate,
+    trained: Trained,
+    alone: Alone,
+    pieces: Tokenizer,
+    *,
+    notes: Notes,
+    progress: Asking,
+    console: Console,
+) -> dict[str, str]:
+    """Ask the tasks, write down what comes of each and tell all of it, also where a later one is cut short.
+
+    Returns why those that failed did.
+    """
     from tinyllama.evaluate import harness
+    from tinyllama.evaluate.results import render_tasks
+
+    scores: dict[str, dict[str, float]] = {}
+
+    def hear(name: str, one: Scores) -> None:
+        requests.check()  # the harness may have made an error of one
+        scores.update(one.tasks)
+        notes.tasks(one.tasks, one.failed, asked=[name])
 
     subject = harness.Subject(
         alone,
@@ -160,7 +239,12 @@ def _asked(how: Evaluate, trained: Trained, alone: Alone, pieces: Tokenizer, pro
         tell=progress.tell,
     )
     folder = Path(how.tasks_dir) if how.tasks_dir else None
-    return harness.ask(subject, how.tasks, tasks_dir=folder, shots=how.shots, limit=how.limit, say=progress.begin)
+    ask = partial(harness.ask, subject, how.tasks, tasks_dir=folder, shots=how.shots, limit=how.limit)
+    try:
+        return ask(say=progress.begin, hear=hear).failed
+    finally:
+        for part in render_tasks(scores):
+            console.print(part)
 
 
 def generate(config: RunConfig) -> None:

@@ -13,6 +13,8 @@ import pytest
 
 from tests.e2e.conftest import TINY, Here
 from tests.evaluate import local_tasks
+from tinyllama.data.tokenizer import train_tokenizer
+from tinyllama.tracking.folder import alone
 from tinyllama.tracking.journal import read
 
 TASKS = ("evaluate.tasks_dir=tasks", "evaluate.limit=12")
@@ -57,16 +59,16 @@ def test_its_scores_are_everywhere(here: Here, output: str) -> None:
     assert [line["tokens"] for line in lines] == [204_800, 409_600, 501_760]
     assert result["status"] == "finished"
     assert result["tasks"]["local_sums"]["questions"] == 12
-    assert result["tasks"]["local_sums"]["acc_norm"] == lines[-1]["scores"]["local_sums/acc_norm"]
+    assert result["tasks"]["local_sums"]["acc_norm"] == lines[-1]["scores"]["local_sums-limit12/acc_norm"]
     assert result["tasks_at"]["step"] == 245
-    series = metrics(here, "asked")["tasks/local_sums/acc_norm"]
-    assert series == {line["step"]: line["scores"]["local_sums/acc_norm"] for line in lines}
+    series = metrics(here, "asked")["tasks/local_sums-limit12/acc_norm"]
+    assert series == {line["step"]: line["scores"]["local_sums-limit12/acc_norm"] for line in lines}
 
 
 def test_a_task_that_fails_is_told_and_stops_nothing(here: Here, output: str) -> None:
     assert output.count("warning: step 200: local_missing could not be asked: FileNotFoundError") == 1
     for line in told(here, "runs/asked"):
-        assert line["reason"]["local_missing"].startswith("FileNotFoundError")
+        assert line["reason"]["local_missing-limit12"].startswith("FileNotFoundError")
     assert set(here.result("runs/asked")["tasks_at"]["failed"]) == {"local_missing"}
 
 
@@ -85,8 +87,9 @@ def test_it_is_evaluated_again_as_it_was(here: Here, output: str) -> None:
         row = [f"{loss['loss']:.3f}", f"{loss['bits_per_byte']:.3f}", f"{loss['tokens']:,}"]
         assert [name, *row] in [printed.split() for printed in texts[0].splitlines()]
     assert [line["step"] for line in told(here, "runs/asked")] == [100, 200, 245, 245]
+    assert all("result.json keeps the held-out losses of the run's end" in text for text in texts)
     assert "2 of" in texts[0] and "0 of" in texts[1], "numbers that MLflow lacked"
-    assert metrics(here, "asked")["tasks/local_words/exact_match"].keys() == {245}
+    assert metrics(here, "asked")["tasks/local_words-limit12/exact_match"].keys() == {245}
 
 
 def test_what_fails_is_a_refusal_once_the_rest_is_written(here: Here, output: str) -> None:
@@ -94,6 +97,54 @@ def test_what_fails_is_a_refusal_once_the_rest_is_written(here: Here, output: st
     assert "refused evaluate.tasks: local_columns: UndefinedError" in text
     assert "bits per byte" in text
     assert "local_sums" in here.result("runs/asked")["tasks"]
+
+
+@pytest.fixture(scope="module")
+def places(here: Here, output: str) -> tuple[str, str]:
+    """An export of the run, and an import of that."""
+    here.run("task=export", "export.run=runs/asked", "export.out=models/asked")
+    here.run("task=import", "hf.source=models/asked", "hf.out=runs/adopted")
+    return "models/asked", "runs/adopted"
+
+
+def test_an_export_and_an_import_are_measured_as_the_run_is(here: Here, places: tuple[str, str]) -> None:
+    """On the embedded text in the model's own tokenizer, without a word of it on the command line."""
+    run = here.result("runs/asked")
+    for place in places:
+        here.run("task=evaluate", f"evaluate.run={place}", *TASKS, "evaluate.tasks=[local_sums]")
+    [beside] = here.folder.glob("runs/evaluate-asked-*")
+    exported, imported = here.result(str(beside)), here.result("runs/adopted")
+    assert exported["model"] == str((here.folder / "models/asked").resolve())
+    assert imported["status"] == "imported"
+    for result in (exported, imported):
+        assert result["held_out"].keys() == run["held_out"].keys()
+        for name, source in run["held_out"].items():
+            assert result["held_out"][name] == pytest.approx(source, rel=1e-5)
+        assert result["tasks"]["local_sums"] == run["tasks"]["local_sums"]
+    assert not (beside / "metrics.jsonl").exists() and not (here.folder / "runs/adopted/metrics.jsonl").exists()
+    here.run("task=sync")
+
+
+def test_what_an_export_cannot_be_measured_on_is_refused(here: Here, places: tuple[str, str]) -> None:
+    def refused(*line: str) -> str:
+        return here.run("task=evaluate", "evaluate.run=models/asked", *line, expect=2)
+
+    journal = (here.folder / "runs/asked/metrics.jsonl").read_bytes()
+    assert "refused run_dir: runs/asked is the folder of another run than models/asked" in refused("run_dir=runs/asked")
+    assert (here.folder / "runs/asked/metrics.jsonl").read_bytes() == journal
+    text = refused("data=slimpajama_starcoder")
+    assert "refused data: data set slimpajama_starcoder is not prepared" in text
+    assert "data.tokenizer.model=models/asked/tokenizer.model" in text
+    train_tokenizer(["one two three " * 50], vocab_size=300, path=here.folder / "other.model")
+    text = refused("data.tokenizer.model=other.model")
+    assert "data.tokenizer.model=other.model is another tokenizer" in text
+    assert "leave data.tokenizer.model out, or set evaluate.held_out=false" in text
+
+
+def test_a_run_that_is_in_training_is_refused(here: Here, output: str) -> None:
+    with alone(here.folder / "runs/asked"):
+        text = here.run("task=evaluate", "evaluate.run=runs/asked", expect=2)
+    assert "refused evaluate.run: runs/asked is in training: let it end" in text
 
 
 @pytest.mark.parametrize("task", ["task=train", "task=evaluate"])

@@ -96,9 +96,10 @@ def test_it_scores_what_the_harness_scores_on_an_export(
     assert not mine.failed
     assert mine.tasks["local_sums"]["questions"] == local_tasks.ITEMS >= 200
     assert set(mine.tasks) == set(NAMES)
+    assert {found["shots"] for found in mine.tasks.values()} == {shots or 0}
     for name, metrics in mine.tasks.items():
         for metric, value in metrics.items():
-            if metric != "questions":
+            if metric not in ("questions", "shots"):
                 assert value == pytest.approx(other["results"][name][f"{metric},none"], abs=1e-6), (name, metric)
     assert 0.05 < mine.tasks["local_sums"]["acc"] < 0.95, "a score that says nothing would be equal always"
     assert max(len(row.inputs) for row, _ in kept.kept) == 96, "something is cut"
@@ -187,6 +188,61 @@ def test_tasks_that_fail_are_told_and_stop_no_other(twins: Any, tmp_path: Path) 
     assert set(scores.failed) == {"local_missing", "local_columns"}
     assert "local_missing.jsonl" in scores.failed["local_missing"]
     assert "\n" not in "".join(scores.failed.values())
+
+
+def test_a_task_that_takes_no_examples_says_so(twins: Any, tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"text": f"one two {n}"} for n in range(4)]
+    rolling = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
+    metric = {"metric_list": [{"metric": "bits_per_byte"}]}
+    local_tasks.task(tmp_path, "none", rows, **rolling, **metric, num_fewshot=0)
+    local_tasks.task(tmp_path, "some", rows, **rolling, **metric)
+    scores = asked(twins, tmp_path, names=["none", "some"], shots=1, limit=2)
+    assert {name: (found["shots"], found["questions"]) for name, found in scores.tasks.items()} == {
+        "none": (0, 2),
+        "some": (1, 2),
+    }
+
+
+def test_each_task_is_heard_of_as_it_ends(
+    twins: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    """One that wants to end the process has failed; a person who does has not asked for a failure."""
+    local_tasks.broken(tmp_path)
+    one, heard = subject(twins, Kept(twins.ours, twins.pieces)), []
+    inner = twins.harness._asked
+
+    def ask(subject: Any, name: str, *rest: Any, **how: Any) -> Any:
+        if name == "ends":
+            raise SystemExit("unsafe code")
+        if name == "pressed":
+            raise KeyboardInterrupt
+        return inner(subject, name, *rest, **how)
+
+    monkeypatch.setattr(twins.harness, "_asked", ask)
+
+    def asking(names: list[str], hear: Callable[..., None]) -> Any:
+        return twins.harness.ask(one, names, tasks_dir=tmp_path, shots=None, limit=2, hear=hear)
+
+    whole = asking(
+        ["local_sums", "ends", "local_missing", "local_texts"],
+        lambda name, scores: heard.append((name, list(scores.tasks), list(scores.failed))),
+    )
+    assert heard == [
+        ("local_sums", ["local_sums"], []),
+        ("ends", [], ["ends"]),
+        ("local_missing", [], ["local_missing"]),
+        ("local_texts", ["local_texts"], []),
+    ]
+    assert set(whole.tasks) == {"local_sums", "local_texts"}
+    assert whole.failed["ends"] == "SystemExit: unsafe code"
+    with pytest.raises(KeyboardInterrupt):
+        asking(["pressed"], print)
+
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):  # no task's failure
+        asking(["local_sums"], full)
 
 
 def test_sampling_is_refused_and_no_room_is(twins: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,13 +15,13 @@ from rich.console import Console
 from tinyllama.config.schema import RunConfig
 from tinyllama.evaluate.loss import SourceLoss
 from tinyllama.evaluate.notes import Notes
-from tinyllama.evaluate.paper import MEAN, PUBLISHED, mean, shown
+from tinyllama.evaluate.paper import HOW_ASKED, MEAN, PUBLISHED, mean, shown
 from tinyllama.evaluate.results import as_record, render_tasks, score_line
 from tinyllama.tracking import store
 from tinyllama.tracking.journal import Journal, read
 from tinyllama.tracking.record import write_json
 
-SEVEN = {task: {"acc": 0.4, "acc_norm": 0.5, "acc_stderr": 0.01, "questions": 1000} for task in PUBLISHED}
+SEVEN = {task: {"acc": 0.4, "acc_norm": 0.5, "acc_stderr": 0.01, "questions": 1000, "shots": 0} for task in PUBLISHED}
 
 
 def printed(tasks: Any) -> str:
@@ -58,6 +59,8 @@ def test_what_the_paper_has_not_is_shown_alone() -> None:
         ("other", ["f1_stderr", "acc"], "acc"),
         ("other", ["questions", "f1_stderr", "f1"], "f1"),
         ("other", ["questions"], None),
+        ("other", ["shots", "questions"], None),
+        ("other", ["shots", "questions", "f1"], "f1"),
     ],
 )
 def test_one_metric_is_shown(task: str, metrics: list[str], metric: str | None) -> None:
@@ -69,13 +72,30 @@ def test_a_line_of_scores() -> None:
     assert score_line(tasks) == "sums 59.2% acc_norm  texts 1.250 bits_per_byte"
 
 
-def test_scores_are_metrics_of_mlflow() -> None:
-    record = {"kind": "tasks", "time": 1.5, "step": 3, "tokens": 96, **as_record(SEVEN, {"bad": "KeyError: x"})}
+def test_scores_are_metrics_of_mlflow(config: Callable[..., RunConfig]) -> None:
+    how = config().evaluate
+    record = {"kind": "tasks", "time": 1.5, "step": 3, "tokens": 96, **as_record(SEVEN, {"bad": "KeyError: x"}, how)}
     points = store.points(record)
     assert points["tasks/hellaswag/acc_norm"] == 0.5
     assert points["tokens"] == 96
     assert all(key == "tokens" or key.count("/") == 2 for key in points)
-    assert not any("questions" in key or "bad" in key for key in points)
+    assert not any(word in key for key in points for word in (*HOW_ASKED, "bad"))
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ([], "one"),
+        (["evaluate.shots=0"], "one-0shot"),
+        (["evaluate.limit=10"], "one-limit10"),
+        (["evaluate.shots=5", "evaluate.limit=10"], "one-5shot-limit10"),
+    ],
+)
+def test_a_score_is_called_by_how_it_was_asked_for(
+    config: Callable[..., RunConfig], line: list[str], name: str
+) -> None:
+    record = as_record({"one": {"acc": 0.5, "questions": 10}}, {"one": "KeyError: x"}, config(*line).evaluate)
+    assert record == {"scores": {f"{name}/acc": 0.5}, "reason": {name: "KeyError: x"}}
 
 
 @pytest.fixture
@@ -104,7 +124,7 @@ def test_scores_are_noted_once_and_the_rest_stays(notes: Callable[..., Notes]) -
         "held_out": "its own",
         "sample": "text",
         "tasks": {"one": {"acc": 0.5, "questions": 4}},
-        "tasks_at": {"step": 7, "tokens": 700, "shots": None, "limit": None, "failed": {"bad": "KeyError: x"}},
+        "tasks_at": {"step": 7, "tokens": 700, "failed": {"bad": "KeyError: x"}},
     }
     [line] = lines(notes())
     assert line["scores"] == {"one/acc": 0.5} and line["reason"] == {"bad": "KeyError: x"}
@@ -115,12 +135,81 @@ def test_scores_are_noted_once_and_the_rest_stays(notes: Callable[..., Notes]) -
     assert lines(notes())[2]["scores"] == {"one/acc": 0.75}
 
 
-def test_tasks_that_were_asked_alike_stand_together(notes: Callable[..., Notes]) -> None:
+def test_what_was_asked_differently_is_another_series(notes: Callable[..., Notes]) -> None:
+    """Each keeps its last word: going back and forth between two ways to ask adds nothing."""
+    for _ in range(2):
+        notes().tasks({"one": {"acc": 0.5}}, {})
+        notes("evaluate.limit=2").tasks({"one": {"acc": 1.0}}, {})
+    assert [line["scores"] for line in lines(notes())] == [{"one/acc": 0.5}, {"one-limit2/acc": 1.0}]
+
+
+def test_only_the_last_word_on_a_score_counts(notes: Callable[..., Notes]) -> None:
+    for score in (0.5, 0.75, 0.5, 0.5):
+        notes().tasks({"one": {"acc": score}}, {})
+    assert [line["scores"]["one/acc"] for line in lines(notes())] == [0.5, 0.75, 0.5]
+
+
+def test_a_score_that_is_no_number_is_noted_once(notes: Callable[..., Notes]) -> None:
+    for _ in range(2):
+        notes().tasks({"one": {"acc": 0.5, "acc_stderr": math.nan}}, {})
+    [line] = lines(notes())
+    assert line["scores"] == {"one/acc": 0.5, "one/acc_stderr": None}
+    assert line["reason"] == {"scores.one/acc_stderr": "nan"}
+    assert result(notes())["tasks"] == {"one": {"acc": 0.5, "acc_stderr": None}}
+    notes().tasks({"one": {"acc": 0.5, "acc_stderr": 0.125}}, {})
+    assert lines(notes())[1]["scores"] == {"one/acc_stderr": 0.125}
+
+
+def test_what_failed_is_what_fails_now(notes: Callable[..., Notes]) -> None:
+    notes().tasks({}, {"one": "KeyError: x", "group": "KeyError: y", "two": "KeyError: z"})
+    notes().tasks({"one": {"acc": 0.5}}, {})
+    notes().tasks({"part": {"acc": 0.5}}, {}, asked=["group"])
+    assert result(notes())["tasks_at"]["failed"] == {"two": "KeyError: z"}
+    notes().tasks({}, {"one": "OSError: w"})
+    assert set(result(notes())["tasks_at"]["failed"]) == {"one", "two"}
+    notes().tasks({"two": {"acc": 0.5}, "one": {"acc": 0.5}}, {})
+    assert result(notes())["tasks_at"] == {"step": 7, "tokens": 700}
+
+
+def test_results_of_another_model_or_step_do_not_stay(tmp_path: Path, config: Callable[..., RunConfig]) -> None:
+    measured = {"web": SourceLoss(loss=2.0, bits_per_byte=1.0, tokens=10)}
+    data: Any = SimpleNamespace(sources={"web": SimpleNamespace(held_out=SimpleNamespace(gzip_bits_per_byte=2.5))})
+
+    def of(model: str, step: int | None = None) -> Notes:
+        return Notes(tmp_path / "place", config().evaluate, step=step, tokens=None, model=model)
+
+    assert of("/models/a").held_out(measured, data)
+    of("/models/a").tasks({"one": {"acc": 0.5}}, {})
+    assert set(result(of(""))) == {"status", "model", "held_out", "held_out_at", "tasks", "tasks_at"}
+    of("/models/b").tasks({"two": {"acc": 0.5}}, {})
+    assert result(of("")) == {
+        "status": "evaluated",
+        "model": "/models/b",
+        "tasks": {"two": {"acc": 0.5}},
+        "tasks_at": {"step": None, "tokens": None},
+    }
+    run = Notes(tmp_path / "run", config().evaluate, step=7, tokens=700)
+    assert run.held_out(measured, data)
+    with Journal(tmp_path / "run/metrics.jsonl") as journal:
+        journal.write("train", step=9, tokens=900, loss=1.0)
+    Notes(tmp_path / "run", config().evaluate, step=9, tokens=900).tasks({"one": {"acc": 0.5}}, {})
+    assert "held_out" not in result(run) and result(run)["tasks_at"]["step"] == 9
+
+
+def test_a_model_without_steps_writes_no_journal(notes: Callable[..., Notes], config: Callable[..., RunConfig]) -> None:
+    place = notes().place
+    Notes(place, config().evaluate, step=None, tokens=None).tasks({"one": {"acc": 0.5}}, {})
+    assert lines(notes()) == []
+
+
+def test_tasks_that_were_asked_of_one_step_stand_together(notes: Callable[..., Notes]) -> None:
+    """However many of their questions: each says it itself."""
     notes().tasks({"one": {"acc": 0.5}}, {})
     notes().tasks({"two": {"acc": 0.25}}, {})
     assert set(result(notes())["tasks"]) == {"one", "two"}
-    notes("evaluate.limit=2").tasks({"three": {"acc": 1.0}}, {})
-    assert set(result(notes())["tasks"]) == {"three"}
+    notes("evaluate.limit=2").tasks({"three": {"acc": 1.0, "questions": 2}}, {})
+    assert set(result(notes())["tasks"]) == {"one", "two", "three"}
+    assert result(notes())["tasks"]["three"]["questions"] == 2
     notes(step=9).tasks({"four": {"acc": 1.0}}, {})
     assert set(result(notes())["tasks"]) == {"four"}
 
@@ -135,10 +224,10 @@ def test_scores_of_steps_that_are_taken_again_do_not_count(notes: Callable[..., 
 def test_a_finished_run_keeps_the_losses_of_its_end(notes: Callable[..., Notes]) -> None:
     measured = {"web": SourceLoss(loss=2.0, bits_per_byte=1.0, tokens=10)}
     data: Any = SimpleNamespace(sources={"web": SimpleNamespace(held_out=SimpleNamespace(gzip_bits_per_byte=2.5))})
-    notes().held_out(measured, data)
+    assert not notes().held_out(measured, data), "nothing was written"
     assert result(notes())["held_out"] == "its own"
     (notes().place / "result.json").unlink()
-    notes().held_out(measured, data)
+    assert notes().held_out(measured, data)
     assert result(notes()) == {
         "status": "evaluated",
         "held_out": {"web": {"loss": 2.0, "bits_per_byte": 1.0, "tokens": 10, "gzip_bits_per_byte": 2.5}},

@@ -65,10 +65,10 @@ class Exam:
             self._say(f"warning: step {step}: {name} could not be asked: {reason}")
         if line := score_line(scores.tasks):
             self._say(f"step {step}: {line}")
-        self._tell("tasks", step=step, tokens=tokens, **as_record(scores.tasks, scores.failed))
+        self._tell("tasks", step=step, tokens=tokens, **as_record(scores.tasks, scores.failed, self._how))
         self.result = {
             "tasks": scores.tasks,
-            "tasks_at": asked_at(self._how, step=step, tokens=tokens, failed=scores.failed),
+            "tasks_at": asked_at(step=step, tokens=tokens, failed=scores.failed),
         }
 
     def _scores(self, model: Together) -> Scores:

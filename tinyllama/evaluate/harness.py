@@ -200,33 +200,39 @@ def ask(
     shots: int | None,
     limit: int | None,
     say: Callable[[str], None] = lambda _: None,
+    hear: Callable[[str, Scores], None] = lambda *_: None,
 ) -> Scores:
     """Ask tasks one after the other; a group's stand in its place. What fails is told and stops no other.
 
-    `say` hears the name of each task before it is asked. Raises Interrupted where the answerer does.
+    `say` hears the name of each task before it is asked, `hear` what came of it, at once. A task that wants to end the
+    process has failed: whoever ends it by such means says so once more in `hear`. Raises Interrupted where the answerer
+    does, and what `hear` raises.
     """
-    tasks: dict[str, dict[str, float]] = {}
-    failed = {}
+    whole = Scores(tasks={}, failed={})
     for name in names:
         say(name)
         try:
             with _own_randomness():
-                tasks |= _asked(subject, name, _manager(tuple(names), tasks_dir), shots=shots, limit=limit)
+                tasks = _asked(subject, name, _manager(tuple(names), tasks_dir), shots=shots, limit=limit)
+            one = Scores(tasks=tasks, failed={})
         except Interrupted:
             raise
-        except Exception as error:
-            failed[name] = in_a_line(error)
-    return Scores(tasks=tasks, failed=failed)
+        except (Exception, SystemExit) as error:
+            one = Scores(tasks={}, failed={name: in_a_line(error)})
+        whole.tasks.update(one.tasks)
+        whole.failed.update(one.failed)
+        hear(name, one)
+    return whole
 
 
-def in_a_line(error: Exception) -> str:
+def in_a_line(error: BaseException) -> str:
     """What an error says, in a line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:_TOLD]
 
 
 def _asked(
     subject: Subject, name: str, manager: Any, *, shots: int | None, limit: int | None
-) -> Mapping[str, dict[str, float]]:
+) -> dict[str, dict[str, float]]:
     loaded = manager.load([name])
     for task in loaded["tasks"].values():
         own = task.get_config("num_fewshot")
@@ -234,17 +240,19 @@ def _asked(
             task.set_config("num_fewshot", shots or 0)
         task.set_fewshot_seed(SEED)
     whole = evaluator.evaluate(subject, loaded, limit=limit, log_samples=False, bootstrap_iters=1000)
-    return {task: metrics for task, found in whole["results"].items() if (metrics := _metrics(found))}
+    taken = whole["n-shot"]
+    return {task: metrics for task, found in whole["results"].items() if (metrics := _metrics(found, taken.get(task)))}
 
 
-def _metrics(found: Mapping[str, Any]) -> dict[str, float]:
-    """The harness' numbers by plain names: `acc,none` is acc, and what a filter made of it `acc.filter`."""
+def _metrics(found: Mapping[str, Any], shots: int | None) -> dict[str, float]:
+    """The harness' numbers by plain names: `acc,none` is acc, and what a filter made of it `acc.filter`; HOW_ASKED."""
     metrics = {}
     for key, value in found.items():
         metric, comma, chosen = key.partition(",")
         if comma and isinstance(value, int | float | np.number):
             metrics[metric if chosen == "none" else f"{metric}.{chosen}"] = float(value)
-    return {**metrics, "questions": found["sample_len"]} if metrics and "sample_len" in found else metrics
+    how = {"questions": found.get("sample_len"), "shots": shots}  # a group's tasks may differ in them
+    return metrics and metrics | {name: number for name, number in how.items() if number is not None}
 
 
 @lru_cache(maxsize=1)

@@ -30,10 +30,14 @@ PYTHIA_MEAN = 48.30
 """Pythia-1.0B's mean of the same seven, in percent."""
 
 
+HOW_ASKED = ("questions", "shots")
+"""What stands beside a task's metrics and is none: how many questions it had, after how many solved examples."""
+
+
 def shown(task: str, metrics: Mapping[str, float]) -> str | None:
     """Which metric of a task to show: the paper's, else acc_norm, else acc, else its first; None where it has none."""
     wanted = [PUBLISHED[task].metric] if task in PUBLISHED else []
-    first = [name for name in metrics if name != "questions" and not name.endswith("_stderr")]
+    first = [name for name in metrics if name not in HOW_ASKED and not name.endswith("_stderr")]
     return next((name for name in (*wanted, "acc_norm", "acc", *first) if name in metrics), None)
 
 

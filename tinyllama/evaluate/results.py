@@ -10,7 +10,7 @@ from rich.table import Table
 
 from tinyllama.config.tasks import Evaluate
 from tinyllama.evaluate.loss import SourceLoss
-from tinyllama.evaluate.paper import MEAN, PUBLISHED, PYTHIA_MEAN, mean, shown
+from tinyllama.evaluate.paper import HOW_ASKED, MEAN, PUBLISHED, PYTHIA_MEAN, mean, shown
 
 Tasks = Mapping[str, Mapping[str, float]]
 
@@ -20,26 +20,30 @@ class Scores:
     """What came of tasks."""
 
     tasks: dict[str, dict[str, float]]
-    """By task, its metrics by their names, their standard errors as NAME_stderr, and how many `questions` it had."""
+    """By task, its metrics by their names, their standard errors as NAME_stderr, and HOW_ASKED."""
     failed: dict[str, str]
     """By task that could not be asked, why, in one line."""
 
 
-def as_record(tasks: Tasks, failed: Mapping[str, str]) -> dict[str, Any]:
-    """The values of a line in the journal: `scores` by task/metric, and why a task has none."""
+def as_record(tasks: Tasks, failed: Mapping[str, str], how: Evaluate) -> dict[str, Any]:
+    """The values of a line in the journal: `scores` by task/metric, and why a task has none.
+
+    A task that was asked with so many solved examples or questions is called by them too: `boolq-5shot-limit100`.
+    """
+    asked = f"-{how.shots}shot" * (how.shots is not None) + f"-limit{how.limit}" * (how.limit is not None)
     scores = {
-        f"{task}/{metric}": value
+        f"{task}{asked}/{metric}": value
         for task, found in tasks.items()
         for metric, value in found.items()
-        if metric != "questions"
+        if metric not in HOW_ASKED
     }
-    return {"scores": scores, **({"reason": dict(failed)} if failed else {})}
+    reason = {f"{task}{asked}": why for task, why in failed.items()}
+    return {"scores": scores, **({"reason": reason} if reason else {})}
 
 
-def asked_at(how: Evaluate, *, step: int | None, tokens: int | None, failed: Mapping[str, str]) -> dict[str, Any]:
-    """When and how tasks were asked, for result.json."""
-    at: dict[str, Any] = {"step": step, "tokens": tokens, "shots": how.shots, "limit": how.limit}
-    return at | ({"failed": dict(failed)} if failed else {})
+def asked_at(*, step: int | None, tokens: int | None, failed: Mapping[str, str]) -> dict[str, Any]:
+    """When tasks were asked and which failed, for result.json."""
+    return {"step": step, "tokens": tokens, **({"failed": dict(failed)} if failed else {})}
 
 
 def score_line(tasks: Tasks) -> str:
@@ -73,7 +77,7 @@ def render_tasks(tasks: Tasks) -> Iterator[Table | str]:
         return
     paper = any(task in PUBLISHED for task in tasks)
     table = Table(box=None)
-    for column in ("task", "score", "±", "metric", "questions", *(["paper"] if paper else [])):
+    for column in ("task", "score", "±", "metric", "questions", "shots", *(["paper"] if paper else [])):
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     for task, found in tasks.items():
         metric = shown(task, found)
@@ -81,10 +85,10 @@ def render_tasks(tasks: Tasks) -> Iterator[Table | str]:
             continue
         error = found.get(f"{metric}_stderr")
         row = [task, _written(metric, found[metric]), "" if error is None else _written(metric, error), metric]
-        row.append(f"{found['questions']:,.0f}" if "questions" in found else "")
+        row += [f"{found[key]:,.0f}" if key in found else "" for key in HOW_ASKED]
         table.add_row(*row, *([f"{PUBLISHED[task].percent:.2f}%"] if task in PUBLISHED else []))
     if (average := mean(tasks)) is not None:
-        table.add_row("mean of the paper's seven", f"{average:.1%}", "", "", "", f"{MEAN:.2f}%")
+        table.add_row("mean of the paper's seven", f"{average:.1%}", "", "", "", "", f"{MEAN:.2f}%")
     yield table
     if paper:
         yield (

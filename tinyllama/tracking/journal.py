@@ -129,23 +129,30 @@ def read_both(path: Path) -> tuple[list[dict[str, Any]], list[tuple[int, int]]]:
     return records, again
 
 
-def add_tasks(path: Path, record: Mapping[str, Any], *, step: int | None, tokens: int | None) -> None:
-    """Add scores of tasks at a step to a journal; the same scores at the same step are there once, as are failures.
+def add_tasks(path: Path, record: Mapping[str, Any], *, step: int, tokens: int | None) -> None:
+    """Add scores of tasks at a step to a journal, but those, and failures, that are its last word on that step already.
 
     The caller keeps others out of the run's folder. Errors: as for `read`.
     """
-    scores, reason = record["scores"], record.get("reason", {})
+    known: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
     for line in read(path):
         if line["kind"] == "tasks" and line["step"] == step:
-            known = line.get("reason", {})
-            scores = {name: value for name, value in scores.items() if not _same(line["scores"].get(name), value)}
-            reason = {name: why for name, why in reason.items() if known.get(name) != why}
+            known |= line["scores"]
+            reasons |= line.get("reason", {})
+    written = finite({"scores": record["scores"]})["scores"]
+    scores = {
+        name: value
+        for name, value in record["scores"].items()
+        if name not in known or not _same(known[name], written[name])
+    }
+    reason = {name: why for name, why in record.get("reason", {}).items() if reasons.get(name) != why}
     if scores or reason:
         with Journal(path) as journal:
             rest = {"reason": reason} if reason else {}
             journal.write("tasks", step=step, tokens=tokens, scores=scores, **rest)
 
 
-def _same(one: float | None, other: float) -> bool:
-    """Whether two numbers are one, measured on another device or in other batches."""
-    return one is not None and math.isclose(one, other, rel_tol=1e-5)
+def _same(one: float | None, other: float | None) -> bool:
+    """Whether two numbers are one, measured on another device or in other batches; or both are missing."""
+    return one is other if one is None or other is None else math.isclose(one, other, rel_tol=1e-5)
