@@ -257,7 +257,7 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
         if measured is None:
             result = outcome.stopped(result)
         elif ranks.is_first:
-            sample = tasks.continued(run_dir, config.model, config)
+            sample = models.continued(run_dir, config)
             speed = outcome.speed(meter, memory=memory)
             result = outcome.finished(
                 result, manifest=manifest, measured=measured, plan=planned, speed=speed, sample=sample

@@ -41,9 +41,12 @@ def open_model(folder: Path, *, key: str) -> Trained:
     from tinyllama.engine import checkpoint
     from tinyllama.exchange import published
 
-    if published.is_published(folder):
+    if runs.is_published(folder):
         return published.open_published(folder, name=name_of(folder), key=key)
-    frozen = runs.with_checkpoint(folder)
+    try:
+        frozen = runs.with_checkpoint(folder)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
     return trained_at(folder, frozen, checkpoint.Checkpoint.at(checkpoint.found(folder / runs.CHECKPOINTS)[-1]))
 
 
@@ -263,6 +266,13 @@ def generate(config: RunConfig) -> None:
     model = trained.build(device=config.parallelism.device, precision=config.train.precision)
     told = continuations(model, pieces, prompts, how, seed=config.seed)
     show(how.prompt, how.samples, told, partial(print, end="", flush=True))
+
+
+def continued(run_dir: Path, config: RunConfig) -> str:
+    """The first of config.generate's prompts and what a run's newest weights make of it, on the CPU in fp32."""
+    from tinyllama.evaluate.sample import continue_text
+
+    return continue_text(open_model(run_dir, key="run_dir"), config.generate, config.seed)
 
 
 def name_of(folder: Path) -> str:

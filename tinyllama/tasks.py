@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from tinyllama.config.load import ConfigError, Problem, run_folder
-from tinyllama.config.schema import Model, RunConfig
+from tinyllama.config.schema import RunConfig
 from tinyllama.launch import launcher, runs, trunk
 from tinyllama.launch.signals import requests
 from tinyllama.plan.plan import Plan, make_plan, settled
@@ -236,13 +236,6 @@ def inspect(config: RunConfig, *, console: Console) -> None:
         console.print(part)
     for warning in planned.warnings:
         console.print(f"warning: {warning}")
-
-
-def continued(run_dir: Path, shape: Model, config: RunConfig) -> str:
-    """What a run's newest weights make of the first of config.generate's prompts."""
-    from tinyllama.evaluate.sample import continue_text
-
-    return continue_text(shape, runs.tokenizer(run_dir), run_dir / runs.CHECKPOINTS, config.generate, config.seed)
 
 
 def sync(config: RunConfig, *, console: Console) -> None:

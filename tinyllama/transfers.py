@@ -32,6 +32,8 @@ def export(config: RunConfig, *, console: Console) -> None:
     assert how.run is not None and how.out is not None  # a rule of the gate
     run_dir, out = Path(how.run), Path(how.out)
     refuse_what_is_there(out, key="export.out")
+    if runs.is_published(run_dir):
+        raise ValueError(f"export.run: {run_dir} is an export itself: import it first, task=import hf.source={run_dir}")
     frozen, result = runs.with_checkpoint(run_dir), runs.finished(run_dir)
     step, place = _step_to_export(run_dir, frozen, result, how.at_step)
 

@@ -79,11 +79,15 @@ def test_the_harness_scores_a_run_and_its_export_alike(here: Here, out: Path, im
     local_tasks.write(here.folder / "tasks")
     names = ["local_sums", "local_texts", "local_words"]
     line = [f"evaluate.tasks=[{','.join(names)}]", "evaluate.tasks_dir=tasks", "evaluate.held_out=false"]
-    places = {"runs/whole": "runs/whole", "models/whole": "runs/evaluate-whole", "runs/imported": "runs/imported"}
     ours = {}
-    for place, written in places.items():
+    for place, written in {
+        "runs/whole": "whole",
+        "models/whole": "evaluate-whole-*",
+        "runs/imported": "imported",
+    }.items():
         here.run("task=evaluate", f"evaluate.run={place}", *line)
-        ours[place] = here.result(written)["tasks"]
+        [folder] = (here.folder / "runs").glob(written)
+        ours[place] = json.loads((folder / "result.json").read_text())["tasks"]
     command = [sys.executable, "-W", "ignore", "-c", THEIRS, str(out), *names]
     subprocess.run(command, cwd=here.folder, check=True, capture_output=True, timeout=300)
     theirs = json.loads((here.folder / "theirs.json").read_text())
@@ -128,6 +132,11 @@ def test_what_cannot_be_exported_or_imported_is_refused(here: Here, out: Path, i
         "task=export", "export.run=runs/whole", "export.out=runs/whole/config.json/out"
     )
     assert "runs/none holds no run" in refused("task=export", "export.run=runs/none", "export.out=models/other")
+    assert (
+        "export.run: models/whole is an export itself: import it first, task=import hf.source=models/whole"
+        in refused("task=export", "export.run=models/whole", "export.out=models/other.gguf", "export.format=gguf")
+    )
+    assert "generate.run: models holds no run (" in refused("task=generate", "generate.run=models")
     assert "hf.source: runs/whole cannot be read as a model:" in refused(
         "task=import", "hf.source=runs/whole", "hf.out=runs/other"
     )

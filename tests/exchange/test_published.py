@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from tests.exchange.models import TEXT, exported
 from tinyllama.data.tokenizer import train_tokenizer
 from tinyllama.exchange.adopt import write_checkpoint
-from tinyllama.exchange.published import is_published, open_published
+from tinyllama.exchange.published import open_published
 from tinyllama.exchange.trained import Trained
+from tinyllama.launch.runs import is_published
 
 WEIGHTS = "model.safetensors"
 

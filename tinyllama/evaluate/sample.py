@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
-from tinyllama.config.schema import Model
 from tinyllama.config.tasks import Generate
 from tinyllama.data.tokenizer import Tokenizer
-from tinyllama.engine import checkpoint
 from tinyllama.evaluate.stream import Stream
 from tinyllama.exchange.trained import Trained
 from tinyllama.model.generate import generate
@@ -73,21 +70,12 @@ def show(prompts: Sequence[str], samples: int, pieces: Iterable[Piece], write: C
             written += 1
 
 
-def continue_text(shape: Model, tokenizer: Path, checkpoints: Path, how: Generate, seed: int) -> str:
-    """The first prompt and what the weights of the newest checkpoint make of it, worked out on the CPU in fp32.
+def continue_text(trained: Trained, how: Generate, seed: int) -> str:
+    """The first prompt and what a model makes of it, worked out on the CPU in fp32.
 
     Raises ValueError where the prompt fills the model's context, Damaged where the weights are not what was written.
     """
-    pieces = Tokenizer.load(tokenizer)
-    trained = Trained(
-        folder=checkpoints.parent,
-        shape=shape,
-        weights=checkpoint.latest_weights(checkpoints),
-        tokenizer=tokenizer,
-        start=pieces.eos,
-        adds_start=False,
-    )
-    prompts = how.prompt[:1]
+    pieces, prompts = Tokenizer.load(trained.tokenizer), how.prompt[:1]
     begun = prompt_tokens(trained, pieces, prompts)
     told = continuations(trained.build(), pieces, begun, replace(how, prompt=prompts, samples=1), seed=seed)
     return prompts[0] + "".join(piece.text for piece in told)

@@ -20,14 +20,6 @@ TOKENIZER, TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.model", "tokenizer.json
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-def is_published(folder: Path) -> bool:
-    """Whether a folder holds a model in Hugging Face's format rather than a run."""
-    try:
-        return "model_type" in json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError, TypeError):
-        return False
-
-
 def open_published(folder: Path, *, name: str, key: str) -> Trained:
     """The model of a folder, its tensors read when they are asked for.
 

@@ -146,7 +146,15 @@ def thaw(run_dir: Path) -> Frozen:
             f"({error.problems[0]}): use that version, or another folder"
         ) from error
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{run_dir} holds no run: {error}") from error
+        raise ValueError(f"{run_dir} holds no run ({error!r}): name the folder of one") from error
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder holds a model in Hugging Face's format rather than a run."""
+    try:
+        return "model_type" in json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def tokenizer(run_dir: Path) -> Path:
