@@ -29,7 +29,7 @@ def folder(here: Here) -> Path:
 @pytest.fixture(scope="module")
 def output(here: Here) -> str:
     """Of the run that `whole` is, but that it is asked tasks, one of which fails, at steps 100, 200 and the last."""
-    return here.run("run_dir=runs/asked", *TASKS, BOTH, "evaluate.every=100")
+    return here.run("run_dir=runs/examined", *TASKS, BOTH, "evaluate.every=100")
 
 
 def told(here: Here, run_dir: str) -> list[dict[str, Any]]:
@@ -49,12 +49,12 @@ def metrics(here: Here, name: str) -> dict[str, dict[int, float]]:
 
 
 def test_a_run_that_is_asked_is_the_run_that_is_not(here: Here, whole: str, output: str) -> None:
-    assert here.final_hashes("runs/asked") == here.final_hashes("runs/whole")
+    assert here.final_hashes("runs/examined") == here.final_hashes("runs/whole")
     assert "local_sums" in output and "local_sums" not in whole
 
 
 def test_its_scores_are_everywhere(here: Here, output: str) -> None:
-    lines, result = told(here, "runs/asked"), here.result("runs/asked")
+    lines, result = told(here, "runs/examined"), here.result("runs/examined")
     assert [line["step"] for line in lines] == [100, 200, 245]
     assert [line["tokens"] for line in lines] == [204_800, 409_600, 501_760]
     assert result["status"] == "finished"
@@ -67,17 +67,17 @@ def test_its_scores_are_everywhere(here: Here, output: str) -> None:
 
 def test_a_task_that_fails_is_told_and_stops_nothing(here: Here, output: str) -> None:
     assert output.count("warning: step 200: local_missing could not be asked: FileNotFoundError") == 1
-    for line in told(here, "runs/asked"):
+    for line in told(here, "runs/examined"):
         assert line["reason"]["local_missing-limit12"].startswith("FileNotFoundError")
-    assert set(here.result("runs/asked")["tasks_at"]["failed"]) == {"local_missing"}
+    assert set(here.result("runs/examined")["tasks_at"]["failed"]) == {"local_missing"}
 
 
 def test_it_is_evaluated_again_as_it_was(here: Here, output: str) -> None:
     """The same scores and losses, on one process without DeepSpeed; more tasks beside them, twice."""
-    before = here.result("runs/asked")
-    line = ("task=evaluate", "evaluate.run=runs/asked", *TASKS, "evaluate.tasks=[local_sums,local_words]")
+    before = here.result("runs/examined")
+    line = ("task=evaluate", "evaluate.run=runs/examined", *TASKS, "evaluate.tasks=[local_sums,local_words]")
     texts = [here.run(*line) for _ in range(2)]
-    after = here.result("runs/asked")
+    after = here.result("runs/examined")
     assert after["tasks"]["local_sums"] == before["tasks"]["local_sums"]
     assert after["tasks"]["local_words"]["questions"] == 12
     assert {key: after[key] for key in before if not key.startswith("tasks")} == {
@@ -86,30 +86,30 @@ def test_it_is_evaluated_again_as_it_was(here: Here, output: str) -> None:
     for name, loss in before["held_out"].items():
         row = [f"{loss['loss']:.3f}", f"{loss['bits_per_byte']:.3f}", f"{loss['tokens']:,}"]
         assert [name, *row] in [printed.split() for printed in texts[0].splitlines()]
-    assert [line["step"] for line in told(here, "runs/asked")] == [100, 200, 245, 245]
+    assert [line["step"] for line in told(here, "runs/examined")] == [100, 200, 245, 245]
     assert all("result.json keeps the held-out losses of the run's end" in text for text in texts)
     assert "2 of" in texts[0] and "0 of" in texts[1], "numbers that MLflow lacked"
     assert metrics(here, "asked")["tasks/local_words-limit12/exact_match"].keys() == {245}
 
 
 def test_what_fails_is_a_refusal_once_the_rest_is_written(here: Here, output: str) -> None:
-    text = here.run("task=evaluate", "evaluate.run=runs/asked", *TASKS, "evaluate.tasks=[local_columns]", expect=2)
+    text = here.run("task=evaluate", "evaluate.run=runs/examined", *TASKS, "evaluate.tasks=[local_columns]", expect=2)
     assert "refused evaluate.tasks: local_columns: UndefinedError" in text
     assert "bits per byte" in text
-    assert "local_sums" in here.result("runs/asked")["tasks"]
+    assert "local_sums" in here.result("runs/examined")["tasks"]
 
 
 @pytest.fixture(scope="module")
 def places(here: Here, output: str) -> tuple[str, str]:
     """An export of the run, and an import of that."""
-    here.run("task=export", "export.run=runs/asked", "export.out=models/asked")
+    here.run("task=export", "export.run=runs/examined", "export.out=models/asked")
     here.run("task=import", "hf.source=models/asked", "hf.out=runs/adopted")
     return "models/asked", "runs/adopted"
 
 
 def test_an_export_and_an_import_are_measured_as_the_run_is(here: Here, places: tuple[str, str]) -> None:
     """On the embedded text in the model's own tokenizer, without a word of it on the command line."""
-    run = here.result("runs/asked")
+    run = here.result("runs/examined")
     for place in places:
         here.run("task=evaluate", f"evaluate.run={place}", *TASKS, "evaluate.tasks=[local_sums]")
     [beside] = here.folder.glob("runs/evaluate-asked-*")
@@ -129,9 +129,9 @@ def test_what_an_export_cannot_be_measured_on_is_refused(here: Here, places: tup
     def refused(*line: str) -> str:
         return here.run("task=evaluate", "evaluate.run=models/asked", *line, expect=2)
 
-    journal = (here.folder / "runs/asked/metrics.jsonl").read_bytes()
-    assert "refused run_dir: runs/asked is the folder of another run than models/asked" in refused("run_dir=runs/asked")
-    assert (here.folder / "runs/asked/metrics.jsonl").read_bytes() == journal
+    journal = (here.folder / "runs/examined/metrics.jsonl").read_bytes()
+    assert "refused run_dir: runs/examined is the folder of another run than models/asked" in refused("run_dir=runs/examined")
+    assert (here.folder / "runs/examined/metrics.jsonl").read_bytes() == journal
     text = refused("data=slimpajama_starcoder")
     assert "refused data: data set slimpajama_starcoder is not prepared" in text
     assert "data.tokenizer.model=models/asked/tokenizer.model" in text
@@ -142,9 +142,9 @@ def test_what_an_export_cannot_be_measured_on_is_refused(here: Here, places: tup
 
 
 def test_a_run_that_is_in_training_is_refused(here: Here, output: str) -> None:
-    with alone(here.folder / "runs/asked"):
-        text = here.run("task=evaluate", "evaluate.run=runs/asked", expect=2)
-    assert "refused evaluate.run: runs/asked is in training: let it end" in text
+    with alone(here.folder / "runs/examined"):
+        text = here.run("task=evaluate", "evaluate.run=runs/examined", expect=2)
+    assert "refused evaluate.run: runs/examined is in training: let it end" in text
 
 
 @pytest.mark.parametrize("task", ["task=train", "task=evaluate"])

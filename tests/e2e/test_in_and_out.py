@@ -57,9 +57,9 @@ def test_an_export_of_an_import_of_an_export_is_the_same_to_the_byte(here: Here,
 def test_an_import_is_trained_on_from_with_the_line_that_it_prints(here: Here, imported: str) -> None:
     [line] = re.findall(r"^    python main.py (.*)$", imported, flags=re.MULTILINE)
     rest = [word for word in here.command() if "=" in word and not word.startswith(("model", "data.tokenizer"))]
-    run = ["run_dir=runs/more", "budget.tokens=50K", "optimizer.lr=1e-6", "seed=2", "tracking=journal"]
+    run = ["run_dir=runs/further", "budget.tokens=50K", "optimizer.lr=1e-6", "seed=2", "tracking=journal"]
     here.run(*shlex.split(line), *rest, *run, base=[])
-    started, learnt = here.losses("runs/more"), here.losses("runs/whole")
+    started, learnt = here.losses("runs/further"), here.losses("runs/whole")
     assert started[1] < learnt[1] - 2, "it begins where the other ended, not at random"
 
 
@@ -102,11 +102,11 @@ def test_the_harness_scores_a_run_and_its_export_alike(here: Here, out: Path, im
 
 def test_two_ranks_at_zero_3_export_what_one_does(here: Here) -> None:
     few = ["budget.tokens=80K", "tracking=journal", "checkpoint.every=1000"]
-    here.run("run_dir=runs/one", *few)
-    here.run("run_dir=runs/two", "parallelism=zero3", "parallelism.device=cpu", "parallelism.gpus=2", *few)
-    for name in ("one", "two"):
+    here.run("run_dir=runs/on-one", *few)
+    here.run("run_dir=runs/on-two", "parallelism=zero3", "parallelism.device=cpu", "parallelism.gpus=2", *few)
+    for name in ("on-one", "on-two"):
         here.run("task=export", f"export.run=runs/{name}", f"export.out=models/{name}")
-    one, two = (load_file(here.folder / f"models/{name}/model.safetensors") for name in ("one", "two"))
+    one, two = (load_file(here.folder / f"models/{name}/model.safetensors") for name in ("on-one", "on-two"))
     start = load_file(here.folder / "models/whole/model.safetensors")
     assert one.keys() == two.keys()
     for name, weight in one.items():
@@ -140,12 +140,12 @@ def test_what_cannot_be_exported_or_imported_is_refused(here: Here, out: Path, i
     assert "hf.source: runs/whole cannot be read as a model:" in refused(
         "task=import", "hf.source=runs/whole", "hf.out=runs/other"
     )
-    here.kill_after_checkpoint("runs/unfinished", 40)
-    says = refused("task=export", "export.run=runs/unfinished", "export.out=models/other")
+    here.kill_after_checkpoint("runs/not-finished", 40)
+    says = refused("task=export", "export.run=runs/not-finished", "export.out=models/other")
     assert re.search(
-        r"export.run: runs/unfinished has not finished: let it, or name a step, export.at_step=\d+; there is: ", says
+        r"export.run: runs/not-finished has not finished: let it, or name a step, export.at_step=\d+; there is: ", says
     )
     assert not (here.folder / "models/other").exists()
     step = re.findall(r"at_step=(\d+)", says)[0]
-    here.run("task=export", "export.run=runs/unfinished", "export.out=models/part", f"export.at_step={step}")
+    here.run("task=export", "export.run=runs/not-finished", "export.out=models/part", f"export.at_step={step}")
     assert f"in {step} of 245 steps" in (here.folder / "models/part/README.md").read_text()
