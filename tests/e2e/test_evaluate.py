@@ -135,7 +135,7 @@ def test_what_an_export_cannot_be_measured_on_is_refused(here: Here, places: tup
     text = refused("data=slimpajama_starcoder")
     assert "refused data: data set slimpajama_starcoder is not prepared" in text
     assert "data.tokenizer.model=models/asked/tokenizer.model" in text
-    train_tokenizer(["one two three " * 50], vocab_size=300, path=here.folder / "other.model")
+    train_tokenizer([Path(__file__).read_text()], vocab_size=512, path=here.folder / "other.model")
     text = refused("data.tokenizer.model=other.model")
     assert "data.tokenizer.model=other.model is another tokenizer" in text
     assert "leave data.tokenizer.model out, or set evaluate.held_out=false" in text

@@ -6,15 +6,20 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from tests.evaluate import local_tasks
+from tinyllama import models
+from tinyllama.config.schema import RunConfig
 from tinyllama.evaluate.answers import Alone, Answer, Row
+from tinyllama.evaluate.progress import Asking
+from tinyllama.launch.signals import Stopped
 from tinyllama.model.llama import Llama
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of what the harness imports
@@ -243,6 +248,37 @@ def test_each_task_is_heard_of_as_it_ends(
 
     with pytest.raises(OSError, match="disk full"):  # no task's failure
         asking(["local_sums"], full)
+
+
+def test_what_was_scored_is_noted_and_told_where_the_rest_is_cut_short(
+    twins: Any, folder: Path, config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a disk that is full, or by a request to stop that the harness has made a task's failure of."""
+    how = config(f"evaluate.tasks=[{','.join(NAMES)}]", f"evaluate.tasks_dir={folder}", "evaluate.limit=3").evaluate
+    trained: Any = SimpleNamespace(start=twins.pieces.start, adds_start=False, shape=SimpleNamespace(context=96))
+    console, noted = Console(width=100), []
+
+    def asking(note: Callable[..., None]) -> str:
+        answerer, notes = Kept(twins.ours, twins.pieces), cast("Any", SimpleNamespace(tasks=note))
+        with console.capture() as capture, pytest.raises((OSError, Stopped)):
+            models._asked(how, trained, answerer, twins.pieces, notes=notes, progress=Asking(console), console=console)
+        return capture.get()
+
+    def until_full(scores: Any, failed: Any, *, asked: Any) -> None:
+        if noted:
+            raise OSError("disk full")
+        noted.append((list(scores), asked))
+
+    text = asking(until_full)
+    assert noted == [(["local_sums"], ["local_sums"])]
+    assert "local_sums" in text and "local_texts" in text and "local_words" not in text
+
+    def check() -> None:
+        raise Stopped(by_user=True)
+
+    monkeypatch.setattr(models, "requests", SimpleNamespace(check=check))
+    assert asking(lambda *_, **__: noted.append(([], []))) == ""
+    assert len(noted) == 1
 
 
 def test_sampling_is_refused_and_no_room_is(twins: Any, tmp_path: Path) -> None:
