@@ -208,9 +208,7 @@ def test_a_task_that_takes_no_examples_says_so(twins: Any, tmp_path: Path) -> No
     }
 
 
-def test_each_task_is_heard_of_as_it_ends(
-    twins: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
-) -> None:
+def test_each_task_is_heard_of_as_it_ends(twins: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that wants to end the process has failed; a person who does has not asked for a failure."""
     local_tasks.broken(tmp_path)
     one, heard = subject(twins, Kept(twins.ours, twins.pieces)), []
