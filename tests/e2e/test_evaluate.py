@@ -61,7 +61,7 @@ def test_its_scores_are_everywhere(here: Here, output: str) -> None:
     assert result["tasks"]["local_sums"]["questions"] == 12
     assert result["tasks"]["local_sums"]["acc_norm"] == lines[-1]["scores"]["local_sums-limit12/acc_norm"]
     assert result["tasks_at"]["step"] == 245
-    series = metrics(here, "asked")["tasks/local_sums-limit12/acc_norm"]
+    series = metrics(here, "examined")["tasks/local_sums-limit12/acc_norm"]
     assert series == {line["step"]: line["scores"]["local_sums-limit12/acc_norm"] for line in lines}
 
 
@@ -89,7 +89,7 @@ def test_it_is_evaluated_again_as_it_was(here: Here, output: str) -> None:
     assert [line["step"] for line in told(here, "runs/examined")] == [100, 200, 245, 245]
     assert all("result.json keeps the held-out losses of the run's end" in text for text in texts)
     assert "2 of" in texts[0] and "0 of" in texts[1], "numbers that MLflow lacked"
-    assert metrics(here, "asked")["tasks/local_words-limit12/exact_match"].keys() == {245}
+    assert metrics(here, "examined")["tasks/local_words-limit12/exact_match"].keys() == {245}
 
 
 def test_what_fails_is_a_refusal_once_the_rest_is_written(here: Here, output: str) -> None:
@@ -130,7 +130,9 @@ def test_what_an_export_cannot_be_measured_on_is_refused(here: Here, places: tup
         return here.run("task=evaluate", "evaluate.run=models/asked", *line, expect=2)
 
     journal = (here.folder / "runs/examined/metrics.jsonl").read_bytes()
-    assert "refused run_dir: runs/examined is the folder of another run than models/asked" in refused("run_dir=runs/examined")
+    assert "refused run_dir: runs/examined is the folder of another run than models/asked" in refused(
+        "run_dir=runs/examined"
+    )
     assert (here.folder / "runs/examined/metrics.jsonl").read_bytes() == journal
     text = refused("data=slimpajama_starcoder")
     assert "refused data: data set slimpajama_starcoder is not prepared" in text

@@ -128,7 +128,7 @@ def _learnt(result: Mapping[str, Any] | None) -> Iterator[str]:
         for task, found in tasks.items():
             asked = " | ".join(f"{found[key]:,.0f}" if key in found else "" for key in ("questions", "shots"))
             for metric, score in found.items():
-                if metric not in ("questions", "shots") and not metric.endswith("_stderr"):
+                if score is not None and metric not in ("questions", "shots") and not metric.endswith("_stderr"):
                     error = found.get(f"{metric}_stderr")
                     yield f"| {task} | {metric} | {score:.4f} | {'' if error is None else f'{error:.4f}'} | {asked} |"
         yield ""
