@@ -11,11 +11,11 @@ ROOT = Path(__file__).parents[2]
 
 ANOTHER_NORM = """
 def other(model):
-    weights = renamed(model)
-    return weights | {"model.norm.weight": weights["model.norm.weight"].index_fill(0, torch.arange(9), 2.0)}
+    peer = peer_of(model)
+    peer.model.norm.weight.data[:9] = 2.0
+    return peer
 
-import torch
-renamed, generate.renamed = generate.renamed, other
+peer_of, generate.peer_of = generate.peer_of, other
 """
 
 
