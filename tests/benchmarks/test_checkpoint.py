@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.benchmarks import patched
+
+ran = partial(patched.ran, "checkpoint", "run('nano', rounds=2, out=out)")
 
 ONE_LOST = """
 from dataclasses import replace
@@ -20,21 +21,6 @@ def lost(one):
 
 state_of, checkpoint.state_of = checkpoint.state_of, lost
 """
-
-
-def ran(out: Path, *, patch: str, expect: int) -> str:
-    code = f"import sys\nfrom pathlib import Path\nfrom benchmarks import checkpoint\n{patch}\n"
-    code += "sys.exit(checkpoint.run('nano', rounds=2, out=Path(sys.argv[1])))"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(out)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == expect, done.stderr[-3000:]
-    return done.stdout
 
 
 def test_it_measures_both(tmp_path: Path) -> None:

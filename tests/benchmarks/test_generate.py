@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.benchmarks import patched
+
+ran = partial(patched.ran, "generate", "run(['nano'], threads=[1], rounds=2, tokens=12, out=out)")
 
 ANOTHER_NORM = """
 def other(model):
@@ -17,21 +18,6 @@ def other(model):
 
 peer_of, generate.peer_of = generate.peer_of, other
 """
-
-
-def ran(out: Path, *, patch: str, expect: int) -> str:
-    code = f"import sys\nfrom pathlib import Path\nfrom benchmarks import generate\n{patch}\n"
-    code += "sys.exit(generate.run(['nano'], threads=[1], rounds=2, tokens=12, out=Path(sys.argv[1])))"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(out)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == expect, done.stderr[-3000:]
-    return done.stdout + done.stderr
 
 
 def test_it_measures_both(tmp_path: Path) -> None:

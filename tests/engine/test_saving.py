@@ -87,7 +87,7 @@ def test_what_an_earlier_process_left_half_written_goes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("memory", [10**9, 0], ids=["beside the training", "part by part"])
-@pytest.mark.parametrize("broken", ["save_file", "_sync"])
+@pytest.mark.parametrize("broken", ["save_file", "sync"])
 def test_a_full_disk_leaves_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, memory: int
 ) -> None:

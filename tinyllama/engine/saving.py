@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 from tinyllama.config.resilience import Checkpoint as Kept
 from tinyllama.engine import checkpoint
 from tinyllama.engine.distributed import Beat, anywhere, from_first, wait_for_all
-from tinyllama.engine.room import check_room
+from tinyllama.engine.room import check_room, sync
 from tinyllama.engine.zero import Engine, Weights
 
 Part = tuple[str, Weights]
@@ -178,14 +177,14 @@ class Saver:
             raise OSError(number, f"{path}: {error}") from error
         beat()
         self._hashes[path.name] = checkpoint.sha256_of(path, beat=beat)
-        _sync(path)
+        sync(path)
         beat()
 
     def _seal(self) -> None:
         """Write, last of all, what this rank's files hash to."""
         share = self._partial / f"share-{self._ranks.rank:05d}.json"
         share.write_text(json.dumps(self._hashes))
-        _sync(share)
+        sync(share)
         self._sealed = True
 
     def _name(self, step: int) -> None:
@@ -195,13 +194,13 @@ class Saver:
             files |= json.loads(share.read_text())
             share.unlink()
         checkpoint.write_state(self._partial, step=step, meta=self._meta, files=files)
-        _sync(self._partial / checkpoint.STATE)
-        _sync(self._partial)
+        sync(self._partial / checkpoint.STATE)
+        sync(self._partial)
         place = self.place_of(step)
         _remove(place)
         self._partial.rename(place)
         self._point_at_newest()
-        _sync(self.folder)
+        sync(self.folder)
         every = self._kept.keep_every
         for old in checkpoint.found(self.folder)[: -self._kept.keep]:
             step = checkpoint.step_of(old)
@@ -234,11 +233,3 @@ def _memory_left() -> int:
     """Bytes that this machine's processes could still take."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

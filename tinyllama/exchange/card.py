@@ -66,40 +66,34 @@ def card(
     plan and result are what plan.json and result.json hold; the result is that of these very weights, or None. end is
     the token that ends a document. Paths of this machine stay out.
     """
-    return "\n".join(_lines(config, plan, result, step, tokens, end))
-
-
-def _lines(
-    config: RunConfig,
-    plan: Mapping[str, Any],
-    result: Mapping[str, Any] | None,
-    step: int,
-    tokens: int,
-    end: str,
-) -> Iterator[str]:
     shape, parameters = config.model, count_parameters(config.model).total
     hubs = sorted({source.hub for source in config.data.sources.values() if source.hub})
-    yield _FRONT + "".join(["datasets:\n", *(f"- {hub}\n" for hub in hubs)] if hubs else []) + "---\n"
-    yield f"# {config.name}\n"
     begun = "from scratch" if config.init_from is None else "from other weights"
-    yield (
+    lines = [
+        _FRONT + "".join(["datasets:\n", *(f"- {hub}\n" for hub in hubs)] if hubs else []) + "---\n",
+        f"# {config.name}\n",
         f"A Llama of {parameters:,} parameters, trained {begun} on {tokens:,} tokens, {tokens / parameters:.3g} a "
         f"parameter, in {step:,} of {plan['steps']:,} steps. {shape.n_layers} layers, width {shape.d_model}, "
         f"{shape.n_heads} heads over {shape.n_kv_heads} key-value heads, SwiGLU width {shape.d_ff}, "
-        f"context {shape.context}, vocabulary {shape.vocab_size:,}.\n"
-    )
+        f"context {shape.context}, vocabulary {shape.vocab_size:,}.\n",
+        *_data(plan),
+        *_learnt(result),
+        _USE.format(end=end),
+        _CITE,
+        "## Configuration\n",
+        "All that determines the run, as it was resolved:\n",
+        f"```yaml\n{OmegaConf.to_yaml(_resolved(config))}```\n",
+    ]
+    return "\n".join(lines)
+
+
+def _data(plan: Mapping[str, Any]) -> Iterator[str]:
     yield "## Data\n"
     yield "| source | share | tokens | epochs |\n|---|---:|---:|---:|"
     for name, source in plan["sources"].items():
         epochs = "not known" if source["epochs"] is None else f"{source['epochs']:.3g}"
         yield f"| {name} | {source['share']:.1%} | {source['tokens']:,} | {epochs} |"
     yield "\nPlanned for the whole run.\n"
-    yield from _learnt(result)
-    yield _USE.format(end=end)
-    yield _CITE
-    yield "## Configuration\n"
-    yield "All that determines the run, as it was resolved:\n"
-    yield f"```yaml\n{OmegaConf.to_yaml(_resolved(config))}```\n"
 
 
 def _resolved(config: RunConfig) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from tinyllama.data.progress import PLAIN_EVERY, duration
 from tinyllama.engine.checkpoint import sha256_of
+from tinyllama.engine.room import sync
 from tinyllama.tracking.folder import NO_LOCKS
 from tinyllama.tracking.record import refuse_what_is_there
 
@@ -36,7 +37,7 @@ def new_folder(out: Path, *, key: str) -> Iterator[Path]:
         for path in sorted(partial.rglob("*")):
             if path.is_file():
                 path.chmod(mode)  # safetensors keeps its files from everybody else
-            _sync(path)
+            sync(path)
         _move(partial, out, key=key)
 
 
@@ -46,7 +47,7 @@ def new_file(out: Path, *, key: str) -> Iterator[Path]:
     with _beside(out, key=key) as partial:
         path = partial / out.name
         yield path
-        _sync(path)
+        sync(path)
         _move(path, out, key=key)
 
 
@@ -83,10 +84,10 @@ def _beside(out: Path, *, key: str) -> Iterator[Path]:
 
 
 def _move(partial: Path, out: Path, *, key: str) -> None:
-    _sync(partial)
+    sync(partial)
     refuse_what_is_there(out, key=key)
     partial.rename(out)
-    _sync(out.parent)
+    sync(out.parent)
 
 
 def write_sums(folder: Path) -> None:
@@ -145,11 +146,3 @@ def moving(label: str, n_bytes: int, console: Console) -> Iterator[Callable[[int
             console.print(f"{label}: {moved / n_bytes:.0%}, {rate / 1e6:,.0f} MB/s, {left} left")
 
     yield tell
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
