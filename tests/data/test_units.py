@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,23 @@ def test_a_killed_worker_is_told_and_what_was_done_stays(given: Data, tmp_path: 
         prepare(given, data_dir=tmp_path, how=how, console=QUIET)
     assert killed
     assert prepare(given, data_dir=tmp_path, how=HOW, console=QUIET) is not None
+
+
+def test_a_worker_killed_while_the_next_is_started_is_told_too(
+    given: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn = ProcessPoolExecutor._spawn_process  # type: ignore[attr-defined]
+
+    def spawn_after_a_death(pool: Any) -> None:
+        if workers := multiprocessing.active_children():
+            os.kill(workers[0].pid or 0, signal.SIGKILL)
+            while not pool._call_queue._reader.closed:
+                time.sleep(0.01)
+        spawn(pool)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "_spawn_process", spawn_after_a_death)
+    with pytest.raises(OSError, match=r"a worker was killed, .* as in prepare\.workers=1"):
+        prepare(given, data_dir=tmp_path, how=dataclasses.replace(HOW, workers=2), console=QUIET)
 
 
 @pytest.fixture

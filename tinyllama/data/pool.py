@@ -91,7 +91,7 @@ def _in_processes(jobs: Sequence[Job], *, workers: int, tally: Tally, before: Se
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(shared,)) as pool:
         left: set[Future[None]] = set()
         try:
-            left.update(pool.submit(_run, job) for job in jobs)
+            left.update(_submitted(pool, jobs))
             while left:
                 done, left = wait(left, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -108,6 +108,15 @@ def _in_processes(jobs: Sequence[Job], *, workers: int, tally: Tally, before: Se
         finally:
             shared[4] = 1
             pool.shutdown(cancel_futures=True)
+
+
+def _submitted(pool: ProcessPoolExecutor, jobs: Sequence[Job]) -> set[Future[None]]:
+    try:
+        return {pool.submit(_run, job) for job in jobs}
+    except (OSError, ValueError):
+        # a pool that breaks closes its queues, also under a worker that is just being started
+        pool.submit(int)  # raises BrokenProcessPool if that is why
+        raise
 
 
 class _StoppedError(Exception):
