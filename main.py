@@ -164,9 +164,10 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
     tokenizer = Tokenizer.load(data / manifest.tokenizer.file)
     planned = make_plan(config, measured_tokens=tasks.sizes(manifest))
 
-    ops = kernels.select(config.kernels.backend, attention=config.kernels.attention, device=layout.device)
+    run_on, precision = config.kernels, config.train.precision
+    ops = kernels.select(run_on.backend, attention=run_on.attention, device=layout.device, precision=precision)
     end = tokenizer.eos if config.train.mask_documents else None
-    model = Llama(config.model, ops=ops, recompute=layout.recompute, document_end=end)
+    model = Llama(config.model, ops=ops, recompute=layout.recompute, document_end=end, compiled=run_on.compile)
     state, resumed = starting_state(
         model,
         checkpoints=run_dir / runs.CHECKPOINTS,
@@ -183,7 +184,7 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
         state=state,
         parallelism=layout,
         optimizer=config.optimizer,
-        precision=config.train.precision,
+        precision=precision,
         accumulation=planned.accumulation(planned.stage_at(start)),
         ranks=ranks,
         device=device,
@@ -201,7 +202,7 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
     )
     texts = held_out(manifest, data, config.data.sources, context=config.model.context)
     evaluator = Evaluator(engine, texts, token_bytes=tokenizer.token_bytes(), micro_batch=planned.micro_batch)
-    peak = (config.hardware.peak_tflops or 0) * 1e12 or measured_matmul_flops(device, config.train.precision)
+    peak = (config.hardware.peak_tflops or 0) * 1e12 or measured_matmul_flops(device, precision)
     meter = Meter(flops_per_token=planned.flops_per_token.causal, peak_flops=peak * ranks.world_size)
     progress = TrainProgress(steps=planned.steps, start=start, shown=ranks.is_first)
     earlier = decisions(run_dir)

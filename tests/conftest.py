@@ -26,7 +26,7 @@ if not torch.cuda.is_available():
     # Triton looks at this when it is imported, and when it sees and runs a kernel; nothing else here is to have it
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        kernels.select("triton", attention="triton", device="cpu")
+        kernels.select("triton", attention="triton", device="cpu", precision="fp32")
 
 
 @pytest.fixture(scope="session")

@@ -270,6 +270,10 @@ BETWEEN = [
         "kernels=torch kernels.attention=triton",
         "kernels.attention: triton comes with the Triton kernels, and kernels.backend=torch: use sdpa",
     ),
+    (
+        "kernels.compile=true parallelism.zero_stage=3",
+        "kernels.compile: true needs whole parameters, and parallelism.zero_stage=3 shards them: use stage 2",
+    ),
     ("train.eval_tokens=255", "train.eval_tokens: 255 is less than one sequence: use at least model.context=256"),
 ]
 
@@ -438,6 +442,12 @@ def test_what_the_interpreter_can_not_do_is_refused(
             config(*line.split())
         assert report in str(refusal.value)
     config("parallelism=single", "kernels=torch")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        ConfigError, match=r"kernels\.compile: true needs a C\+\+ compiler, and there is no no-such-comp"
+    ):
+        config("kernels.compile=true")
+    config("kernels.compile=true", "parallelism=single", "kernels=torch")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"triton is not installed, .* use kernels=torch"):
         config("kernels=triton")

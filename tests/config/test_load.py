@@ -100,6 +100,7 @@ DOES_NOT: list[dict[str, Any]] = [
     {"parallelism.hang_after": 60},
     {"kernels.backend": "torch"},
     {"kernels.attention": "triton"},
+    {"kernels.compile": True},
     {"hardware.name": "other"},
     {"hardware.peak_tflops": 312.0},
     {"hardware.memory_gb": 80.0},

@@ -19,13 +19,18 @@ from tinyllama.model.llama import Llama
 
 # heads of 16, which the attention kernel takes
 HEADS_OF_16 = replace(SHAPE, d_model=64, context=40)
-TRITON = kernels.select("triton", attention="triton", device=DEVICE)
+TRITON = kernels.select("triton", attention="triton", device=DEVICE, precision="fp32")
 END = 5
 
 
-def step(ops: Ops, *, dtype: torch.dtype, document_end: int | None, recompute: bool = False) -> dict[str, Tensor]:
+def step(
+    ops: Ops, *, dtype: torch.dtype, document_end: int | None, recompute: bool = False, compiled: bool = False
+) -> dict[str, Tensor]:
     """The loss, and every parameter's gradient scaled as an accumulated micro-batch's is."""
-    model = build(HEADS_OF_16, ops=ops, dtype=dtype, document_end=document_end, recompute=recompute, gain=2).to(DEVICE)
+    model = build(
+        HEADS_OF_16, ops=ops, dtype=dtype, document_end=document_end, recompute=recompute, compiled=compiled, gain=2
+    )
+    model = model.to(DEVICE)
     tokens = some_tokens(2, 41).to(DEVICE)
     targets = tokens[:, 1:].clone()
     targets[0, :7] = -100
@@ -41,8 +46,8 @@ def step(ops: Ops, *, dtype: torch.dtype, document_end: int | None, recompute: b
 RATIO = 3e-6
 
 
-def assert_same_step(ops: Ops, *, document_end: int | None, recompute: bool = False) -> None:
-    fast = step(ops, dtype=torch.float32, document_end=document_end, recompute=recompute)
+def assert_same_step(ops: Ops, *, document_end: int | None, recompute: bool = False, compiled: bool = False) -> None:
+    fast = step(ops, dtype=torch.float32, document_end=document_end, recompute=recompute, compiled=compiled)
     slow = step(kernels.REFERENCE, dtype=torch.float64, document_end=document_end)
     assert fast.keys() == slow.keys()
     for name, value in fast.items():
@@ -56,7 +61,7 @@ def test_a_training_step_on_the_kernels_is_the_references(document_end: int | No
 
 
 def test_sdpa_beside_the_kernels_is_the_same_step() -> None:
-    assert_same_step(kernels.select("triton", attention="sdpa", device=DEVICE), document_end=END)
+    assert_same_step(kernels.select("triton", attention="sdpa", device=DEVICE, precision="fp32"), document_end=END)
 
 
 def scaled(op: Callable[..., Tensor]) -> Callable[..., Tensor]:

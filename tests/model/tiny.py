@@ -31,10 +31,11 @@ def build(
     dtype: torch.dtype = torch.float64,
     recompute: bool = False,
     document_end: int | None = None,
+    compiled: bool = False,
     gain: float = 1.0,
 ) -> Llama:
     """The model at its initial weights times gain: at 1 an untrained model hardly tells one context from another."""
-    model = Llama(shape, ops=ops, recompute=recompute, document_end=document_end).to(dtype)
+    model = Llama(shape, ops=ops, recompute=recompute, document_end=document_end, compiled=compiled).to(dtype)
     weights = initial_weights(model, seed=7)
     model.load_state_dict({name: weight if "norm" in name else weight * gain for name, weight in weights.items()})
     return model

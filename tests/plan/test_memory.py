@@ -45,7 +45,7 @@ def model_alone(shape: Model, layout: Layout) -> tuple[int, int]:
     """
     dtype = torch.bfloat16 if layout.precision == "bf16" else torch.float32
     fake = FakeTensorMode(allow_non_fake_inputs=True) if layout.backend == "triton" else nullcontext()
-    ops = kernels.select(layout.backend, attention="sdpa", device="cpu")
+    ops = kernels.select(layout.backend, attention="sdpa", device="cpu", precision="fp32")
     with fake:
         torch.set_default_dtype(dtype)
         try:

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -137,6 +138,19 @@ def kernels_can_run(task: str, kernels: Kernels, parallelism: Parallelism, train
             yield "train.precision", "bf16 comes out wrong in Triton's interpreter: use fp32"
 
 
+def what_is_compiled_can_be(task: str, kernels: Kernels, parallelism: Parallelism) -> Broken:
+    """torch.compile has the system's compiler build its CPU code, and sees no parameter that comes and goes."""
+    if task != "train" or not kernels.compile:
+        return
+    if parallelism.zero_stage == 3:
+        yield "kernels.compile", "true needs whole parameters, and parallelism.zero_stage=3 shards them: use stage 2"
+    if parallelism.device == "cpu" and not shutil.which(compiler := os.environ.get("CXX", "g++")):
+        yield (
+            "kernels.compile",
+            f"true needs a C++ compiler, and there is no {compiler}: install it, or name yours in CXX",
+        )
+
+
 def evaluation_holds_a_sequence(train: Train, model: Model) -> Broken:
     """An evaluation holds at least one sequence."""
     if train.eval_tokens < model.context:
@@ -226,6 +240,7 @@ RULES: tuple[Callable[..., Broken], ...] = (
     nodes_meet,
     a_requeued_job_goes_on,
     kernels_can_run,
+    what_is_compiled_can_be,
     evaluation_holds_a_sequence,
     nodes_start_over_together,
     force_says_which_run,

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-from tinyllama.kernels import reference, sdpa
+from tinyllama.kernels import reference, sdpa, widened
 
 
 class _Attention(Protocol):
@@ -18,6 +19,7 @@ class _Attention(Protocol):
 class Ops(NamedTuple):
     """One implementation of every op; `reference` says what each does."""
 
+    linear: Callable[[Tensor, Tensor], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     rope: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
@@ -27,6 +29,7 @@ class Ops(NamedTuple):
 
 
 REFERENCE = Ops(
+    linear=reference.linear,
     rms_norm=reference.rms_norm,
     add_rms_norm=reference.add_rms_norm,
     rope=reference.rope,
@@ -39,20 +42,33 @@ REFERENCE = Ops(
 TORCH = REFERENCE._replace(attention=sdpa.attention)
 """The reference, but for attention: PyTorch's own is faster and does not hold the scores."""
 
+WIDENED = TORCH._replace(
+    linear=widened.linear, attention=widened.attention, linear_cross_entropy=widened.linear_cross_entropy
+)
+"""For bf16 on a CPU that has no instructions for it."""
+
+_WITHOUT_BF16 = ("AVX2", "DEFAULT")
+
 
 def select(
-    backend: Literal["auto", "torch", "triton"], *, attention: Literal["triton", "sdpa"], device: Literal["cpu", "cuda"]
+    backend: Literal["auto", "torch", "triton"],
+    *,
+    attention: Literal["triton", "sdpa"],
+    device: Literal["cpu", "cuda"],
+    precision: Literal["fp32", "bf16"],
 ) -> Ops:
     """The ops of a backend on a kind of device, with Triton's or PyTorch's attention beside the Triton kernels."""
     if backend == "auto":
         backend = "triton" if device == "cuda" and find_spec("triton") else "torch"
     if backend == "torch":
-        return TORCH
+        narrow = device == "cpu" and precision == "bf16" and torch.backends.cpu.get_cpu_capability() in _WITHOUT_BF16
+        return WIDENED if narrow else TORCH
     # slow to import, and not there on every system
     from tinyllama.kernels import attention as flash
     from tinyllama.kernels import cross_entropy, rmsnorm, rope, swiglu
 
     return Ops(
+        linear=reference.linear,
         rms_norm=rmsnorm.rms_norm,
         add_rms_norm=rmsnorm.add_rms_norm,
         rope=rope.rope,

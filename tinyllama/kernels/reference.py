@@ -19,6 +19,11 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.T over the last dimension."""
+    return F.linear(x, weight)
+
+
 def rms_norm(x_btd: Tensor, weight_d: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv 1910.07467)."""
     x = _wide(x_btd)

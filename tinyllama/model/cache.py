@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -16,12 +15,9 @@ KeyValues = tuple[Tensor, Tensor]
 """The keys and values of one layer, each [b, t, k, c]."""
 
 
-class Step(NamedTuple):
-    """One more position of every text in one layer: its angles, and what it gathers from its text so far."""
-
-    cos_bc: Tensor
-    sin_bc: Tensor
-    attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""What one more position of every text gathers from its text so far, [b, h, c], in one layer: of queries [b, h, c],
+keys and values [b, k, c]."""
 
 
 class Cache:
@@ -56,12 +52,12 @@ class Cache:
         self._kept, self._lengths_b = self._kept[:, :, chosen], self._lengths_b[chosen]
         self._hidden = None if self._hidden is None else self._hidden[chosen]
 
-    def steps(self, cos_tc: Tensor, sin_tc: Tensor) -> Iterator[Step]:
-        """A slot for one more position of every text, layer by layer; takes the angles of all positions."""
-        angles = cos_tc[self._lengths_b], sin_tc[self._lengths_b]
-        self._lengths_b = self._lengths_b + 1
+    def grow(self) -> tuple[Tensor, list[Attend]]:
+        """A slot for one more position of every text: which position it is, [b], and its attention by layer."""
+        positions_b = self._lengths_b
+        self._lengths_b = positions_b + 1
         self._end += 1
-        yield from (Step(*angles, partial(self._attend, kept)) for kept in self._kept)
+        return positions_b, [partial(self._attend, kept) for kept in self._kept]
 
     def _attend(self, kept: Tensor, q_bhc: Tensor, k_bkc: Tensor, v_bkc: Tensor) -> Tensor:
         """Grouped-query attention of each text's last position to its text, [b, h, c]."""

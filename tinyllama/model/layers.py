@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 from tinyllama.config.schema import Model
 from tinyllama.kernels import Ops
-from tinyllama.model.cache import KeyValues, Step
+from tinyllama.model.cache import Attend, KeyValues
+
+Angles = tuple[Tensor, Tensor]
+"""cos and sin of each position's angles, fp32 [t, c / 2]."""
 
 
 @lru_cache(maxsize=8)
-def rope_tables(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position's angles, fp32 [length, head_dim / 2].
+def rope_tables(length: int, head_dim: int, theta: float, device: torch.device) -> Angles:
+    """The angles of so many positions.
 
     Kept out of the module's buffers: an engine that casts a model to bf16 casts its buffers too, and positions past
     256 are not distinct in bf16.
@@ -41,6 +44,19 @@ class RMSNorm(nn.Module):
         return self.ops.add_rms_norm(update_btd, x_btd, self.weight, self.eps)
 
 
+class Linear(nn.Module):
+    """A matrix without a bias."""
+
+    def __init__(self, width: int, out: int, ops: Ops) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out, width))
+        self.ops = ops
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] to [..., out]."""
+        return self.ops.linear(x, self.weight)
+
+
 class Attention(nn.Module):
     """Causal grouped-query self-attention on one packed projection: query heads, key heads, value heads."""
 
@@ -49,26 +65,24 @@ class Attention(nn.Module):
         self.shape = shape
         self.ops = ops
         packed = (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim
-        self.qkv = nn.Linear(shape.d_model, packed, bias=False)
-        self.out = nn.Linear(shape.d_model, shape.d_model, bias=False)
+        self.qkv = Linear(shape.d_model, packed, ops)
+        self.out = Linear(shape.d_model, shape.d_model, ops)
 
     def forward(
-        self, x_btd: Tensor, starts_bt: Tensor | None = None, step: Step | None = None
+        self, x_btd: Tensor, angles: Angles, starts_bt: Tensor | None = None, attend: Attend | None = None
     ) -> tuple[Tensor, KeyValues]:
         """What each position gathers, [b, t, d], and the keys and values of these positions.
 
-        With a step x is [1, b, d], the next position of each of its texts.
+        With attend x is [1, b, d], the next position of each of a cache's texts.
         """
         shape = self.shape
         b, t, d = x_btd.shape
         packed = self.qkv(x_btd).view(b, t, -1, shape.head_dim)
-        if step is not None:
-            q_1bhc, k_1bkc, v_1bkc = self.ops.rope(packed, step.cos_bc, step.sin_bc, shape.n_kv_heads)
-            gathered = step.attend(q_1bhc[0], k_1bkc[0], v_1bkc[0])
-            return self.out(gathered.reshape(b, t, d)), (k_1bkc, v_1bkc)
-        cos, sin = rope_tables(shape.context, shape.head_dim, shape.rope_theta, x_btd.device)
-        q_bthc, k_btkc, v_btkc = self.ops.rope(packed, cos[:t], sin[:t], shape.n_kv_heads)
-        gathered = self.ops.attention(q_bthc, k_btkc, v_btkc, starts_bt)
+        q_bthc, k_btkc, v_btkc = self.ops.rope(packed, *angles, shape.n_kv_heads)
+        if attend is None:
+            gathered = self.ops.attention(q_bthc, k_btkc, v_btkc, starts_bt)
+        else:
+            gathered = attend(q_bthc[0], k_btkc[0], v_btkc[0])
         return self.out(gathered.reshape(b, t, d)), (k_btkc, v_btkc)
 
 
@@ -78,8 +92,8 @@ class MLP(nn.Module):
     def __init__(self, shape: Model, ops: Ops) -> None:
         super().__init__()
         self.ops = ops
-        self.gate_up = nn.Linear(shape.d_model, 2 * shape.d_ff, bias=False)
-        self.down = nn.Linear(shape.d_ff, shape.d_model, bias=False)
+        self.gate_up = Linear(shape.d_model, 2 * shape.d_ff, ops)
+        self.down = Linear(shape.d_ff, shape.d_model, ops)
 
     def forward(self, x_btd: Tensor) -> Tensor:
         """[b, t, d]."""
@@ -104,12 +118,13 @@ class Block(nn.Module):
         self,
         x_btd: Tensor,
         update_btd: Tensor | None,
+        angles: Angles,
         starts_bt: Tensor | None = None,
-        step: Step | None = None,
+        attend: Attend | None = None,
     ) -> tuple[Tensor, Tensor, KeyValues]:
         """The residual stream, what is yet to be added to it, and the keys and values of these positions."""
         normed_btd, x_btd = self.attention_norm(x_btd, update_btd)
-        gathered_btd, present = self.attention(normed_btd, starts_bt, step)
+        gathered_btd, present = self.attention(normed_btd, angles, starts_bt, attend)
         normed_btd, x_btd = self.mlp_norm(x_btd, gathered_btd)
         return x_btd, self.mlp(normed_btd), present
 
@@ -125,5 +140,5 @@ class Head(nn.Module):
     def forward(self, x_btd: Tensor, targets_bt: Tensor | None) -> tuple[Tensor, Tensor] | Tensor:
         """Mean loss in nats and the count of targets; or, without targets, the logits [b, t, v]."""
         if targets_bt is None:
-            return x_btd @ self.weight.T
+            return self.ops.linear(x_btd, self.weight)
         return self.ops.linear_cross_entropy(x_btd.flatten(0, 1), self.weight, targets_bt.flatten())

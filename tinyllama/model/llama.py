@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -9,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from tinyllama.config.schema import Model
 from tinyllama.kernels import Ops
 from tinyllama.model.cache import Cache, KeyValues
-from tinyllama.model.layers import Block, Head, RMSNorm, rope_tables
+from tinyllama.model.layers import Angles, Block, Head, RMSNorm, rope_tables
 
 
 def document_starts(tokens_bt: Tensor, end: int) -> Tensor:
@@ -28,8 +31,19 @@ class Llama(nn.Module):
     The weights are left as they were allocated: `model.init` gives them values, and so does a checkpoint.
     """
 
-    def __init__(self, shape: Model, *, ops: Ops, recompute: bool = False, document_end: int | None = None) -> None:
-        """With document_end, the token that ends a document, no position sees past the one its document starts with."""
+    def __init__(
+        self,
+        shape: Model,
+        *,
+        ops: Ops,
+        recompute: bool = False,
+        document_end: int | None = None,
+        compiled: bool = False,
+    ) -> None:
+        """With document_end, the token that ends a document, no position sees past the one its document starts with.
+
+        Compiled, a training step runs each block and the loss as what torch.compile makes of them at the first call.
+        """
         super().__init__()
         self.shape = shape
         self.recompute = recompute
@@ -38,20 +52,24 @@ class Llama(nn.Module):
         self.blocks = nn.ModuleList(Block(shape, ops) for _ in range(shape.n_layers))
         self.norm = RMSNorm(shape.d_model, shape.norm_eps, ops)
         self.head = Head(shape, ops)
+        # of all blocks alike, which differ in their weights alone
+        compile_ = partial(torch.compile, dynamic=False) if compiled else lambda part: part
+        self._trained_block, self._trained_end = compile_(Block.__call__), compile_(_loss)
 
     def forward(self, tokens_bt: Tensor, targets_bt: Tensor | None = None) -> tuple[Tensor, Tensor] | Tensor:
         """Mean loss in nats over the targets that are not ignored, and their count; without targets, the logits."""
         if targets_bt is None:
             return self.logits(tokens_bt)[0]
         starts_bt = None if self.document_end is None else document_starts(tokens_bt, self.document_end)
+        angles = self._angles(tokens_bt)
+        # lengths and batches that are evaluated vary: each would be compiled anew
+        run, end = (self._trained_block, self._trained_end) if self.training else (Block.__call__, _loss)
+        if self.recompute and self.training:
+            run = partial(checkpoint, run, use_reentrant=False)
         x_btd, update_btd = self.embedding(tokens_bt), None
         for block in self.blocks:
-            if self.recompute and self.training:
-                x_btd, update_btd, _ = checkpoint(block, x_btd, update_btd, starts_bt, use_reentrant=False)
-            else:
-                x_btd, update_btd, _ = block(x_btd, update_btd, starts_bt)
-        normed_btd, _ = self.norm(x_btd, update_btd)
-        loss: tuple[Tensor, Tensor] = self.head(normed_btd, targets_bt)
+            x_btd, update_btd, _ = run(block, x_btd, update_btd, angles, starts_bt)
+        loss: tuple[Tensor, Tensor] = end(self.norm, self.head, x_btd, update_btd, targets_bt)
         return loss
 
     def logits(self, tokens_bt: Tensor, *, last: bool = False) -> tuple[Tensor, list[KeyValues]]:
@@ -62,10 +80,11 @@ class Llama(nn.Module):
         length = tokens_bt.shape[1]
         if length > self.shape.context:
             raise ValueError(f"{length} positions are more than the model's context of {self.shape.context}")
+        angles = self._angles(tokens_bt)
         x_btd, update_btd = self.embedding(tokens_bt), None
         present = []
         for block in self.blocks:
-            x_btd, update_btd, key_values = block(x_btd, update_btd)
+            x_btd, update_btd, key_values = block(x_btd, update_btd, angles)
             present.append(key_values)
         normed_btd, _ = self.norm(x_btd, update_btd)
         if last:
@@ -74,11 +93,24 @@ class Llama(nn.Module):
 
     def next_logits(self, tokens_b: Tensor, cache: Cache) -> Tensor:
         """Logits [b, v] of one more position of each of a cache's texts, whose tokens these are; the cache grows."""
-        shape = self.shape
-        tables = rope_tables(shape.context, shape.head_dim, shape.rope_theta, tokens_b.device)
+        positions_b, attends = cache.grow()
+        cos, sin = self._tables(tokens_b.device)
+        angles = cos[positions_b], sin[positions_b]
         x_1bd, update_1bd = self.embedding(tokens_b)[None], None
-        for block, step in zip(self.blocks, cache.steps(*tables), strict=True):
-            x_1bd, update_1bd, _ = block(x_1bd, update_1bd, step=step)
+        for block, attend in zip(self.blocks, attends, strict=True):
+            x_1bd, update_1bd, _ = block(x_1bd, update_1bd, angles, attend=attend)
         normed_1bd, _ = self.norm(x_1bd, update_1bd)
         logits_1bv: Tensor = self.head(normed_1bd, None)
         return logits_1bv[0]
+
+    def _angles(self, tokens_bt: Tensor) -> Angles:
+        cos, sin = self._tables(tokens_bt.device)
+        return cos[: tokens_bt.shape[1]], sin[: tokens_bt.shape[1]]
+
+    def _tables(self, device: torch.device) -> Angles:
+        return rope_tables(self.shape.context, self.shape.head_dim, self.shape.rope_theta, device)
+
+
+def _loss(norm: RMSNorm, head: Head, x_btd: Tensor, update_btd: Tensor | None, targets_bt: Tensor) -> Any:
+    normed_btd, _ = norm(x_btd, update_btd)
+    return head(normed_btd, targets_bt)
