@@ -206,11 +206,8 @@ def run(*, only: str | None = None, quick: bool = False, out: Path | None = None
     device: Literal["cuda", "cpu"] = "cuda" if gpu else "cpu"
     # Triton looks at it first when it is imported, which select does
     os.environ["TRITON_INTERPRET"] = "0" if gpu else "1"
-    ops, clock, facts = (
-        select("triton", attention="triton", device=device, precision="bf16"),
-        Clock(device),
-        clocks.machine(device),
-    )
+    ops = select("triton", attention="triton", device=device, precision="bf16")
+    clock, facts = Clock(device), clocks.machine(device)
     if out is None and gpu:
         out = ROOT / "benchmarks" / "results" / file_name(now, facts["device"])
     reached: list[Limits] = []
