@@ -443,9 +443,7 @@ def test_what_the_interpreter_can_not_do_is_refused(
         assert report in str(refusal.value)
     config("parallelism=single", "kernels=torch")
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(
-        ConfigError, match=r"kernels\.compile: true needs a C\+\+ compiler, and there is no no-such"
-    ):
+    with pytest.raises(ConfigError, match=r"kernels\.compile: true needs a C\+\+ compiler, and there is no no-such"):
         config("kernels.compile=true")
     config("kernels.compile=true", "parallelism=single", "kernels=torch")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -1,0 +1,244 @@
+"""A whole training step beside its peers: python benchmarks/step.py [--cases NAME,...] [--peers PYTHON] [--out FILE].
+
+One process for each implementation, in turns, round after round. Right first: over five steps all have Hugging Face's
+losses. If ours have not, nothing is told and the run exits with 1; a peer that has not is not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path is its own folder's
+
+from benchmarks.data_race import machine, spread
+from benchmarks.step_cases import CPU, GPU, OURS, Case, floor, rates
+from benchmarks.step_worker import Worker, WorkerError
+from tinyllama import kernels
+from tinyllama.model.huggingface import config_of
+from tinyllama.model.init import initial_weights
+from tinyllama.model.llama import Llama
+from tinyllama.plan.count import count_flops
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = "transformers"
+CHECKED = 5
+APART = {"fp32": 2e-5, "bf16": 2e-2}
+"""How far a loss may be from Hugging Face's, relatively: sums in another order, and roundings to bf16."""
+
+
+def written(case: Case, folder: Path, *, device: str, threads: int) -> None:
+    """The case as all processes read it."""
+    shape = case.shape
+    with torch.device("meta"):
+        meta = Llama(shape, ops=kernels.TORCH)
+    seeded = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, shape.vocab_size, (case.sequences, shape.context + 1), generator=seeded)
+    torch.save({"weights": initial_weights(meta, seed=1), "tokens": tokens}, folder / "given.pt")
+    layout = yaml.safe_load((ROOT / "conf/parallelism/single.yaml").read_text())
+    told = {
+        "shape": asdict(shape),
+        "huggingface": config_of(shape, start=1, end=2, dtype="fp32"),
+        "precision": case.precision,
+        "device": device,
+        "threads": threads,
+        "layout": layout | {"device": device, "micro_batch": case.sequences},
+    }
+    (folder / "case.json").write_text(json.dumps(told))
+
+
+def begun(case: Case, folder: Path, *, peers: str | None) -> tuple[dict[str, Worker], dict[str, dict[str, Any]]]:
+    """A process for each, after its first steps, and what is told of it; those that failed are closed."""
+    working, told = {}, {}
+    pythons = {name: peers if peers and name.startswith("litgpt") else sys.executable for name in case.who}
+    started = {name: Worker(name, folder, python=pythons[name], log=folder / f"{name}.log") for name in case.who}
+    for name, worker in started.items():
+        try:
+            told[name] = worker.answer()
+            began = time.perf_counter()
+            first = worker.steps(CHECKED)
+            told[name] |= {"status": "measured", "losses": first["losses"], "first_s": time.perf_counter() - began}
+            working[name] = worker
+        except WorkerError as error:
+            worker.close()
+            told[name] = {"status": str(error)}
+    return working, told
+
+
+def apart(losses: Sequence[float], expected: Sequence[float]) -> float:
+    """How far losses are from what is expected, relatively; infinite where one is no number."""
+    if not all(map(math.isfinite, losses)):
+        return math.inf
+    return max(abs(a - b) / b for a, b in zip(losses, expected, strict=True))
+
+
+def measured(
+    case: Case, *, device: str, threads: int, peers: str | None, rounds: int, least_s: float
+) -> dict[str, Any] | None:
+    """A case's figures; None where ours have other losses than Hugging Face's."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        written(case, folder, device=device, threads=threads)
+        workers, told = begun(case, folder, peers=peers)
+        try:
+            for name, entry in told.items():
+                if name not in workers:
+                    print(f"{case.name}: {name}: {entry['status']}", file=sys.stderr)
+                    if name in OURS or name == REFERENCE:
+                        print((folder / f"{name}.log").read_text()[-2000:], file=sys.stderr)
+                        return None
+                    continue
+                entry["apart"] = apart(entry["losses"], told[REFERENCE]["losses"])
+                if not entry["apart"] <= APART[case.precision]:
+                    entry["status"] = f"other losses than {REFERENCE}'s: {entry['apart']:.1e} apart"
+                    print(f"{case.name}: {name}: {entry['status']}", file=sys.stderr)
+                    if name in OURS:
+                        return None
+                    workers.pop(name).close()
+            limits = [rates(device)]
+            steps = {name: _steps(worker, least_s) for name, worker in workers.items()}
+            for name in workers:
+                told[name]["seconds"] = []
+            for _ in range(rounds):
+                for name, worker in workers.items():
+                    answer = worker.steps(steps[name])
+                    told[name]["seconds"].append(answer["seconds"] / steps[name])
+                    told[name]["peak_bytes"] = answer["peak_bytes"]
+            limits.append(rates(device))
+        finally:
+            for worker in workers.values():
+                worker.close()
+    return figures(case, told, {key: max(limit[key] for limit in limits) for key in limits[0]})
+
+
+def _steps(worker: Worker, least_s: float) -> int:
+    return max(1, min(200, round(least_s / max(worker.steps(1)["seconds"], 1e-6))))
+
+
+def figures(case: Case, told: dict[str, dict[str, Any]], limits: Mapping[str, float]) -> dict[str, Any]:
+    """What the seconds of all rounds say."""
+    tokens, parts, work = case.sequences * case.shape.context, floor(case, limits), count_flops(case.shape)
+    reference = told[REFERENCE]["seconds"]
+    for entry in told.values():
+        if not (seconds := entry.get("seconds")):
+            continue
+        middle = spread(seconds)["median"]
+        most = limits["tflop_per_s"] * 1e12 * middle / tokens
+        entry["tokens_per_s"] = spread([tokens / second for second in seconds])
+        entry["times_transformers"] = spread([b / a for a, b in zip(seconds, reference, strict=True)])
+        entry["of_floor"] = sum(parts.values()) / middle
+        entry["mfu"] = {"palm": work.palm / most, "causal": work.causal / most}
+    seconds = {name: entry["seconds"] for name, entry in told.items() if "seconds" in entry}
+    best = min((name for name in OURS if name in seconds), key=lambda name: spread(seconds[name])["median"])
+    ratios = {
+        f"{best} over {peer}": spread([b / a for a, b in zip(seconds[best], seconds[peer], strict=True)])
+        for peer in seconds
+        if peer not in OURS
+    }
+    ratios |= {
+        f"engine{how} over tinyllama{how}": spread(
+            [b / a for a, b in zip(seconds[f"engine{how}"], seconds[f"tinyllama{how}"], strict=True)]
+        )
+        for how in ("", " compiled")
+        if f"engine{how}" in seconds
+    }
+    goals = {
+        peer: {"least": least, "reached": ratios.get(f"{best} over {peer}", {}).get("median")}
+        for peer, least in case.goals.items()
+    }
+    return {
+        "case": case.name, "sequences": case.sequences, "context": case.shape.context, "limits": dict(limits),
+        "floor_s": parts, "goals": goals, "ratios": ratios, "implementations": told,
+    }  # fmt: skip
+
+
+def table(case: Mapping[str, Any]) -> Table:
+    """A row for each implementation."""
+    said = f"{case['case']}, {case['sequences']} x {case['context']} tokens"
+    grid = Table(title=f"{said}: times as fast as {REFERENCE}")
+    for column in ("", "tokens/s", "min", "median", "max", "of floor", "MFU PaLM", "causal"):
+        grid.add_column(column, justify="left" if not column else "right")
+    for name, entry in case["implementations"].items():
+        if "tokens_per_s" not in entry:
+            grid.add_row(name, entry["status"])
+            continue
+        ratio = [f"{entry['times_transformers'][key]:.2f}" for key in ("min", "median", "max")]
+        shares = [f"{share:.0%}" for share in (entry["of_floor"], *entry["mfu"].values())]
+        grid.add_row(name, f"{entry['tokens_per_s']['median']:,.0f}", *ratio, *shares)
+    return grid
+
+
+def run(
+    cases: Sequence[Case],
+    *,
+    device: str,
+    threads: int,
+    peers: str | None,
+    rounds: int,
+    least_s: float,
+    out: Path | None,
+) -> int:
+    """Measure, print a table for each case, and write a file where one is asked for, anew after each."""
+    told: dict[str, Any] = {"benchmark": "step", "date": datetime.now(UTC).isoformat(timespec="seconds")}
+    told |= machine() | {"threads": threads, "rounds": rounds, "cpu": torch.backends.cpu.get_cpu_capability()}
+    if device == "cuda":
+        told["device"] = torch.cuda.get_device_name(0)
+    told["cases"] = []
+    for case in cases:
+        one = measured(case, device=device, threads=threads, peers=peers, rounds=rounds, least_s=least_s)
+        if one is None:
+            print(f"{case.name}: nothing is told", file=sys.stderr)
+            return 1
+        told["cases"].append(one)
+        told["load_after"] = os.getloadavg()
+        Console().print(table(one))
+        for name, ratio in one["ratios"].items():
+            print(f"{name}: {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})")
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(told, indent=1) + "\n")
+    return 0
+
+
+def main() -> int:
+    """The command line."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    known = {case.name: case for case in (GPU if device == "cuda" else CPU)}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default=",".join(known), help=f"of {', '.join(known)}")
+    parser.add_argument("--peers", metavar="PYTHON", help="one that has litgpt")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--least", type=float, default=1.0, metavar="SECONDS", help="that a round takes for each")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    if unknown := set(given.cases.split(",")) - known.keys():
+        parser.error(f"no case of this machine: {', '.join(sorted(unknown))}")
+    return run(
+        [known[name] for name in given.cases.split(",")],
+        device=device,
+        threads=given.threads,
+        peers=given.peers,
+        rounds=given.rounds,
+        least_s=given.least,
+        out=given.out,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
