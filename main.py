@@ -17,35 +17,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
-from hydra.errors import HydraException
-from hydra.plugins.sweeper import Sweeper
-from omegaconf import DictConfig
 from rich.console import Console
-from yaml import YAMLError
-
-from tinyllama import fits, jobs, models, study, tasks, transfers
-from tinyllama.config import resolvers
-from tinyllama.config.load import ConfigError, broken_yaml, load, near_miss, run_folder
-from tinyllama.config.schema import RunConfig
-from tinyllama.launch import launcher, runs
-from tinyllama.plan.plan import make_plan
-from tinyllama.tracking.folder import RESULT
-from tinyllama.tracking.record import write_json
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from tinyllama.config.schema import RunConfig
     from tinyllama.launch.lifeline import Lifeline
     from tinyllama.tracking.mlflow import Status
 
 # what is printed may hold anything, brackets and colons too: no markup
 console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-points: list[DictConfig] = []
-
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def compose(point: DictConfig) -> None:
-    """Hydra calls this once for each point of the command line. It only collects: the program runs them afterwards."""
-    points.append(point)
 
 
 def main() -> int:
@@ -59,66 +41,99 @@ def main() -> int:
 def run() -> int:
     """Compose, check every point, then run them one after the other."""
     if sys.argv[1:2] == ["--job"]:  # of a study, frozen: nothing is composed
+        from tinyllama import jobs, status
+
         file, meet = (*sys.argv[2::2], None, None)[:2]
-        return attempt(partial(jobs.run_job, Path(file or "nothing"), meet=meet, train=point, console=console))
+        job = partial(jobs.run_job, Path(file or "nothing"), meet=meet, train=point, console=console)
+        return status.attempt(job, console=console)
+    from hydra.errors import HydraException
+    from yaml import YAMLError
+
+    try:
+        points = composed()
+        if not points:  # Hydra has shown what was asked for
+            return 0
+
+        from tinyllama import tasks
+        from tinyllama.config.load import load, run_folder
+
+        configs = [load(point) for point in points]
+        tasks.check(configs)
+        if len(configs) > 1:
+            from tinyllama import study
+
+            study.check(configs)
+    except (ValueError, YAMLError, HydraException) as error:  # Hydra's own bad values are plain ValueErrors
+        from tinyllama import status
+
+        return status.refused(error)
+
+    from tinyllama import status
+
+    if len(configs) > 1 and all(config.task == "plan" for config in configs):
+        return status.attempt(partial(tasks.plan_grid, configs, console=console), console=console)
+    if all(config.task == "train" for config in configs) and (len(configs) > 1 or configs[0].study.launcher == "slurm"):
+        from tinyllama import study
+
+        grid = partial(study.run, configs, train=point, program=Path(__file__).resolve(), console=console)
+        return status.attempt(grid, console=console)
+    ended = 0
+    for number, config in enumerate(configs, start=1):
+        if len(configs) > 1:
+            console.rule(f"{number} of {len(configs)}: {run_folder(config)}", align="left")
+        ended = point(config) or ended
+    return ended
+
+
+def composed() -> list[DictConfig]:
+    """The command line's points; none where Hydra was asked to show something, which it has then done."""
+    import hydra
+    from hydra.plugins.sweeper import Sweeper
+
+    from tinyllama.config import resolvers
+
     resolvers.register()
     # Hydra composes a grid's points once before it launches them, to be sure; here that is one after the other
     Sweeper.validate_batch_is_legal = lambda *_: None  # type: ignore[method-assign]
     # Hydra then raises what it would print, and all refusals look alike
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        compose()
-        configs = [load(point) for point in points]
-        tasks.check(configs)
-        study.check(configs)
-    except ConfigError as error:
-        return tasks.refuse(*map(str, error.problems))
-    except YAMLError as error:
-        return tasks.refuse(broken_yaml(error))
-    except (ValueError, HydraException) as error:  # Hydra's own bad values are plain ValueErrors
-        requests.check()  # or what it made of a request
-        return tasks.refuse(near_miss(str(error)))
-    if not configs:  # Hydra has shown what was asked for
-        return 0
-    if len(configs) > 1 and all(config.task == "plan" for config in configs):
-        return attempt(partial(tasks.plan_grid, configs, console=console))
-    if all(config.task == "train" for config in configs) and (len(configs) > 1 or configs[0].study.launcher == "slurm"):
-        return attempt(partial(study.run, configs, train=point, program=Path(__file__).resolve(), console=console))
-    status = 0
-    for number, config in enumerate(configs, start=1):
-        if len(configs) > 1:
-            console.rule(f"{number} of {len(configs)}: {run_folder(config)}", align="left")
-        status = point(config) or status
-    return status
+    points: list[DictConfig] = []
+
+    @hydra.main(version_base="1.3", config_path="conf", config_name="config")
+    def compose(point: DictConfig) -> None:
+        points.append(point)  # the program runs them afterwards
+
+    compose()
+    return points
 
 
 def point(config: RunConfig, why: Callable[[str], None] = lambda _: None) -> int:
     """One of the command line's points. Returns the exit status that it would end with alone."""
+    from tinyllama import status
+
     requests.begin_part(config.time_limit)
-    return attempt(partial(TASKS[config.task], config), why)
+    return status.attempt(partial(do, config), console=console, why=why)
 
 
-def attempt(work: Callable[[], int | None], why: Callable[[str], None] = lambda _: None) -> int:
-    """Do it, or say why not, which `why` is told as well. Returns the exit status."""
-    try:
-        return work() or 0
-    except ConfigError as error:
-        why(str(error))
-        return tasks.refuse(*map(str, error.problems))
-    except ValueError as error:
-        requests.check()  # some libraries make another error of what a request raises
-        why(str(error))
-        return tasks.refuse(str(error))
-    except (launcher.RankError, OSError) as error:
-        status = launcher.exit_status(error, requests)
-        why(str(error))
-        console.print("failed", error, style="red")
-        return status
+def do(config: RunConfig) -> None:
+    """Do a configuration's task."""
+    from tinyllama import fits, models, tasks, transfers
 
-
-def train(config: RunConfig) -> None:
-    """task=train, whose ranks do what this file says."""
-    tasks.train(config, rank=train_rank, console=console)
+    todo: dict[str, Callable[[RunConfig], None]] = {
+        "train": partial(tasks.train, rank=train_rank, console=console),
+        "plan": partial(tasks.plan, console=console),
+        "download": partial(tasks.download, console=console),
+        "prepare": partial(tasks.prepare, console=console),
+        "inspect": partial(tasks.inspect, console=console),
+        "generate": models.generate,
+        "evaluate": partial(models.evaluate, console=console),
+        "export": partial(transfers.export, console=console),
+        "import": partial(transfers.import_, console=console),
+        "sync": partial(tasks.sync, console=console),
+        "fit": partial(fits.fit, console=console),
+        "predict": partial(fits.predict, console=console),
+    }
+    todo[config.task](config)
 
 
 def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
@@ -128,7 +143,7 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
     """
     import torch
 
-    from tinyllama import kernels
+    from tinyllama import kernels, models, tasks
     from tinyllama.data.loader import Loader, held_out
     from tinyllama.data.manifest import Manifest
     from tinyllama.data.tokenizer import Tokenizer
@@ -139,7 +154,11 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
     from tinyllama.engine.zero import Engine
     from tinyllama.evaluate.exam import Exam
     from tinyllama.evaluate.loss import Evaluator
+    from tinyllama.launch import runs
     from tinyllama.model.llama import Llama
+    from tinyllama.plan.plan import make_plan
+    from tinyllama.tracking.folder import RESULT
+    from tinyllama.tracking.record import write_json
     from tinyllama.tracking.sync import ARTIFACTS
     from tinyllama.tracking.tracker import Tracker
     from tinyllama.train import loop, outcome
@@ -277,21 +296,6 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
     distributed.leave()  # once the result is there for every machine's launcher to read
     return measured is not None
 
-
-TASKS: dict[str, Callable[[RunConfig], None]] = {
-    "train": train,
-    "plan": partial(tasks.plan, console=console),
-    "download": partial(tasks.download, console=console),
-    "prepare": partial(tasks.prepare, console=console),
-    "inspect": partial(tasks.inspect, console=console),
-    "generate": models.generate,
-    "evaluate": partial(models.evaluate, console=console),
-    "export": partial(transfers.export, console=console),
-    "import": partial(transfers.import_, console=console),
-    "sync": partial(tasks.sync, console=console),
-    "fit": partial(fits.fit, console=console),
-    "predict": partial(fits.predict, console=console),
-}
 
 if __name__ == "__main__":
     sys.exit(main())

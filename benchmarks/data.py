@@ -36,9 +36,10 @@ from benchmarks.data_peers import PeerError, Peers
 from benchmarks.data_race import Run, race, timed
 from tinyllama.config.data import Data, Prepare
 from tinyllama.data import mixture, units
+from tinyllama.data.find import dataset_dir
 from tinyllama.data.loader import Loader
 from tinyllama.data.manifest import Manifest
-from tinyllama.data.prepare import dataset_dir, prepare
+from tinyllama.data.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 MICRO_BATCHES = (4, 16, 64)

@@ -19,7 +19,7 @@ LAYERS = [
     {"exchange"},
     {"evaluate"},
     {"train", "scaling", "launch"},
-    {"tasks"},
+    {"tasks", "status"},
     {"fits", "jobs", "models"},
     {"study", "transfers"},
     {"main"},

@@ -158,7 +158,7 @@ def _data_for(config: RunConfig, trained: Trained, pieces: Tokenizer, *, console
 
     Raises ValueError where it is another, and where the data is not prepared: only the embedded text is on the spot.
     """
-    from tinyllama.data import prepare
+    from tinyllama.data import find as sets
     from tinyllama.data.tokenizer import Tokenizer
 
     spec, line = config.data.tokenizer, [word for word in sys.argv[1:] if "=" in word]
@@ -169,8 +169,8 @@ def _data_for(config: RunConfig, trained: Trained, pieces: Tokenizer, *, console
         line += [f"data.tokenizer.model={own.model}", f"data.tokenizer.vocab_size={own.vocab_size}"]
     elif (other := Tokenizer.load(Path(spec.model)).sha256) != pieces.sha256:
         raise _other_tokenizer(f"data.tokenizer.model={spec.model} is", other, trained, pieces)
-    says = prepare.missing(config.data, data_dir=Path(config.data_dir), line=line)
-    if says and not prepare.is_embedded(config.data):
+    says = sets.missing(config.data, data_dir=Path(config.data_dir), line=line)
+    if says and not sets.is_embedded(config.data):
         raise ValueError(f"data: {says}; or set evaluate.held_out=false")
     return tasks.prepared(config, console=console)
 

@@ -29,13 +29,6 @@ if TYPE_CHECKING:
     from tinyllama.data.mixture import Stage
 
 
-def refuse(*reasons: str) -> int:
-    """Say why nothing was done. Returns the exit status for it."""
-    for reason in reasons:
-        print("refused", reason.strip().replace("\n", "\n        "), file=sys.stderr)
-    return 2
-
-
 def check(configs: Sequence[RunConfig]) -> None:
     """Raise ConfigError for all that can be known not to work before anything is begun, of any point."""
     problems = [problem for config in configs for problem in _problems(config)]
@@ -44,17 +37,17 @@ def check(configs: Sequence[RunConfig]) -> None:
 
 
 def _problems(config: RunConfig) -> Iterator[Problem]:
-    from tinyllama.data import prepare
+    from tinyllama.data import find as sets
     from tinyllama.evaluate import names
 
     if config.task in ("train", "evaluate"):
         yield from names.problems(config.evaluate)
     if config.task not in ("plan", "train", "inspect"):
         return
-    manifest = prepare.find(config.data, data_dir=Path(config.data_dir))
-    if config.task != "plan" and not prepare.is_embedded(config.data):
+    manifest = sets.find(config.data, data_dir=Path(config.data_dir))
+    if config.task != "plan" and not sets.is_embedded(config.data):
         line = [word for word in sys.argv[1:] if "=" in word]
-        if says := prepare.missing(config.data, data_dir=Path(config.data_dir), line=line):
+        if says := sets.missing(config.data, data_dir=Path(config.data_dir), line=line):
             yield Problem("data", says)
     looks: list[Callable[[], None]] = [lambda: check_stages(make_plan(config, measured_tokens=sizes(manifest)))]
     if config.task == "train" and config.study.launcher == "here":
@@ -68,18 +61,18 @@ def _problems(config: RunConfig) -> Iterator[Problem]:
 
 def manifest_of(config: RunConfig) -> Manifest | None:
     """Of a run's prepared data; None where it is not prepared."""
-    from tinyllama.data import prepare
+    from tinyllama.data import find as sets
 
-    return prepare.find(config.data, data_dir=Path(config.data_dir))
+    return sets.find(config.data, data_dir=Path(config.data_dir))
 
 
 def identity_of(config: RunConfig) -> runs.DataIdentity:
     """Which prepared data a run is trained on."""
-    from tinyllama.data import prepare
+    from tinyllama.data import find as sets
 
     manifest = manifest_of(config)
     assert manifest is not None  # it has been prepared
-    folder = prepare.dataset_dir(config.data, data_dir=Path(config.data_dir)).resolve()
+    folder = sets.dataset_dir(config.data, data_dir=Path(config.data_dir)).resolve()
     return runs.DataIdentity.of(folder, tokenizer_sha256=manifest.tokenizer.sha256)
 
 
@@ -188,25 +181,28 @@ def download(config: RunConfig, *, console: Console) -> None:
 
 def prepare(config: RunConfig, *, console: Console) -> None:
     """task=prepare: raw files to token shards, or this machine's part of them."""
+    from tinyllama.data import find as sets
     from tinyllama.data import prepare as shards
 
     data_dir = Path(config.data_dir)
     if shards.prepare(config.data, data_dir=data_dir, how=config.prepare, console=console):
-        console.print(f"data set: {shards.dataset_dir(config.data, data_dir=data_dir)}")
+        console.print(f"data set: {sets.dataset_dir(config.data, data_dir=data_dir)}")
 
 
 def prepared(config: RunConfig, *, console: Console) -> tuple[Manifest, Path]:
     """The data set, prepared on the spot where it is embedded, and its folder."""
-    from tinyllama.data import prepare
+    from tinyllama.data import find as sets
 
     data_dir, whole = Path(config.data_dir), replace(config.prepare, part=None)
-    manifest = prepare.find(config.data, data_dir=data_dir)
-    manifest = manifest or prepare.prepare(config.data, data_dir=data_dir, how=whole, console=console)
-    assert manifest is not None  # nobody else has a part of it
+    if (manifest := sets.find(config.data, data_dir=data_dir)) is None:
+        from tinyllama.data import prepare as shards
+
+        manifest = shards.prepare(config.data, data_dir=data_dir, how=whole, console=console)
+        assert manifest is not None  # nobody else has a part of it
     for name, source in manifest.sources.items():
         if source.raw.skips is not None:
             console.print(f"warning: {source.raw.skipped:,} of {name} could not be read when it was prepared")
-    return manifest, prepare.dataset_dir(config.data, data_dir=data_dir).resolve()
+    return manifest, sets.dataset_dir(config.data, data_dir=data_dir).resolve()
 
 
 def inspect(config: RunConfig, *, console: Console) -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from tests.data.layouts import HOW, QUIET
 from tinyllama.config.data import Data, Source, Tokenizer
+from tinyllama.data.find import dataset_dir
 from tinyllama.data.manifest import Manifest
-from tinyllama.data.prepare import dataset_dir, prepare
+from tinyllama.data.prepare import prepare
 
 WORDS = [
     "data",

@@ -14,9 +14,10 @@ from tinyllama.config.data import Data, Filter, Source
 from tinyllama.config.data import Tokenizer as Spec
 from tinyllama.data import units
 from tinyllama.data.documents import Documents
+from tinyllama.data.find import dataset_dir
 from tinyllama.data.formats import Document, raw_files, read_file
 from tinyllama.data.manifest import Manifest
-from tinyllama.data.prepare import dataset_dir, prepare
+from tinyllama.data.prepare import prepare
 from tinyllama.data.tokenizer import Tokenizer
 
 WORDS = ("law", "of", "  loss", "42", "naïve", "日本", "\n", "😀", "▁", "\tx = [y]")

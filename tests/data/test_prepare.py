@@ -20,9 +20,10 @@ from tinyllama.config.data import Tokenizer as Spec
 from tinyllama.data import prepare as module
 from tinyllama.data import stdlib
 from tinyllama.data import survey as survey_module
+from tinyllama.data.find import dataset_dir, find, is_embedded, missing
 from tinyllama.data.formats import RawFile, read_file
 from tinyllama.data.manifest import FILE
-from tinyllama.data.prepare import dataset_dir, find, is_embedded, missing, prepare
+from tinyllama.data.prepare import prepare
 from tinyllama.data.progress import Tally
 from tinyllama.data.shards import TokenStream
 from tinyllama.data.survey import survey

@@ -27,9 +27,10 @@ from tests.data.layouts import HOW, QUIET, decoded, published, read_documents, r
 from tinyllama.config.data import Data
 from tinyllama.data import pool, units
 from tinyllama.data import prepare as prepare_module
+from tinyllama.data.find import dataset_dir
 from tinyllama.data.formats import RawFile, raw_files, read_file
 from tinyllama.data.manifest import Manifest
-from tinyllama.data.prepare import dataset_dir, prepare
+from tinyllama.data.prepare import prepare
 from tinyllama.data.units import is_held_out, units_of
 
 ROOT = Path(__file__).parents[2]
