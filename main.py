@@ -120,7 +120,7 @@ def do(config: RunConfig) -> None:
     from tinyllama import fits, models, tasks, transfers
 
     todo: dict[str, Callable[[RunConfig], None]] = {
-        "train": partial(tasks.train, rank=train_rank, console=console),
+        "train": partial(tasks.train, rank=train_rank, preload="tinyllama.preload", console=console),
         "plan": partial(tasks.plan, console=console),
         "download": partial(tasks.download, console=console),
         "prepare": partial(tasks.prepare, console=console),

@@ -21,7 +21,7 @@ LAYERS = [
     {"train", "scaling", "launch"},
     {"tasks", "status"},
     {"fits", "jobs", "models"},
-    {"study", "transfers"},
+    {"study", "transfers", "preload"},
     {"main"},
 ]
 """From the bottom up: a package imports from layers below its own, and within its layer only as WITHIN says."""

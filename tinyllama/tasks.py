@@ -16,7 +16,7 @@ from rich.console import Console
 
 from tinyllama.config.load import ConfigError, Problem, run_folder
 from tinyllama.config.schema import RunConfig
-from tinyllama.launch import launcher, runs, trunk
+from tinyllama.launch import forkserver, launcher, runs, trunk
 from tinyllama.launch.signals import requests
 from tinyllama.plan.plan import Plan, make_plan, settled
 from tinyllama.plan.render import Point, render, render_grid, short
@@ -109,8 +109,13 @@ def _planned_and_written(config: RunConfig) -> Plan:
     return whole
 
 
-def train(config: RunConfig, *, rank: launcher.RankFunction, console: Console) -> None:
-    """task=train: prepare what can be prepared on the spot, plan, freeze, start the ranks, tell what came out."""
+def train(config: RunConfig, *, rank: launcher.RankFunction, preload: str, console: Console) -> None:
+    """task=train: prepare what can be prepared on the spot, plan, freeze, start the ranks, tell what came out.
+
+    preload is the module that imports what the ranks will need.
+    """
+    if config.parallelism.device == "cpu":  # on a GPU each rank imports for itself: none may be forked with CUDA begun
+        forkserver.start(preload)
     manifest, folder = prepared(config, console=console)
     config = runs.settled_before(config)
     identity = runs.DataIdentity.of(folder, tokenizer_sha256=manifest.tokenizer.sha256)

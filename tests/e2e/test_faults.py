@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.processes import ranks_of
 from tinyllama.engine.checkpoint import Checkpoint, found
 from tinyllama.tracking.journal import read
 
@@ -42,13 +43,6 @@ def start(here: Here, *line: str, **environment: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
-
-
-def children(pid: int) -> list[int]:
-    """The ranks of a launcher, in the order in which they were started."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    found = sorted(int(child) for task in tasks for child in (task / "children").read_text().split())
-    return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def ended(running: subprocess.Popen[str], *, within: float, status: int) -> str:
@@ -85,7 +79,7 @@ def test_stopped_on_two_ranks_goes_on_on_one_and_then_on_two(here: Here, two: st
     often = ["checkpoint.every=1", "train.log_every=1"]
     running = start(here, "run_dir=runs/moved", *TWO, *often)
     here.wait_for_checkpoint("runs/moved", 20, running)
-    ranks = children(running.pid)
+    ranks = ranks_of(running.pid)
     assert len(ranks) == 2
     asked = time.monotonic()
     for _ in range(2):
@@ -114,7 +108,7 @@ def test_stopped_on_two_ranks_goes_on_on_one_and_then_on_two(here: Here, two: st
 def test_a_killed_rank_is_started_again_from_the_last_checkpoint(here: Here, two: str) -> None:
     running = start(here, "run_dir=runs/killed", *TWO, "parallelism.max_restarts=1")
     here.wait_for_checkpoint("runs/killed", 40, running)
-    ranks = children(running.pid)
+    ranks = ranks_of(running.pid)
     killed = time.time()
     os.kill(ranks[1], signal.SIGKILL)
     out = ended(running, within=120, status=0)
@@ -130,7 +124,7 @@ def test_a_killed_rank_is_started_again_from_the_last_checkpoint(here: Here, two
 def test_a_stopped_rank_is_found_and_every_stack_is_written_down(here: Here, two: str) -> None:
     running = start(here, "run_dir=runs/hung", *TWO, "parallelism.hang_after=20")
     here.wait_for_checkpoint("runs/hung", 20, running)
-    ranks = children(running.pid)
+    ranks = ranks_of(running.pid)
     os.kill(ranks[1], signal.SIGSTOP)
     out = ended(running, within=60, status=1)
     assert_gone(ranks)

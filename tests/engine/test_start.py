@@ -86,10 +86,10 @@ def test_a_run_begins_at_random_or_from_another_and_goes_on_from_its_own(tmp_pat
 def test_deepspeeds_start_loads_no_compiler() -> None:
     """Muon is compiled where it is imported, as DeepSpeed does for its own sake; see what that loads."""
     script = """
-import sys, deepspeed
-from tinyllama.engine.zero import _import_uncompiled
+import sys
+from tinyllama.engine.zero import import_deepspeed
 if sys.argv[1] == "uncompiled":
-    _import_uncompiled()
+    import_deepspeed("cpu")
 import deepspeed.runtime.zero.muon.muon_optimizer
 from deepspeed.runtime import compiler
 assert compiler.compile.__module__ == "deepspeed.runtime.compiler", "put back"

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import children, ranks_of
+
 pytestmark = pytest.mark.faults
 
 HERE = Path(__file__).parent
@@ -22,7 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 sys.path.insert(0, {here!r})
 import rank_functions
-from tinyllama.launch import launcher
+from tinyllama.launch import forkserver, launcher
 from tinyllama.launch.signals import Stopped, StopRequests
 
 if __name__ == "__main__":
@@ -34,6 +36,8 @@ if __name__ == "__main__":
     requests.begin()
     try:
         requests.begin_part({limit})
+        if {forked}:
+            forkserver.start("preloaded_ranks")
         launcher.start_ranks(function, run_dir, layout, requests=requests, report=report)
         print("finished")
     except Stopped as stopped:
@@ -47,13 +51,14 @@ if __name__ == "__main__":
 Start = Callable[..., subprocess.Popen[str]]
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+@pytest.fixture(params=["spawned", "forked"])
+def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start]:
     """Start a launcher of two ranks in a process of its own, whose run folder is tmp_path."""
     begun: list[subprocess.Popen[str]] = []
 
     def begin(function: str, *, restarts: int = 0, hang: int = 600, limit: int | None = None) -> subprocess.Popen[str]:
         values = {"function": function, "restarts": restarts, "hang": hang, "limit": limit}
+        values["forked"] = request.param == "forked"
         script = tmp_path / "driver.py"
         script.write_text(DRIVER.format(here=str(HERE), run_dir=str(tmp_path), **values))
         environment = os.environ | {"PYTHONPATH": str(HERE.parents[1])}
@@ -142,17 +147,16 @@ def test_ctrl_c(start: Start, tmp_path: Path) -> None:
     assert told(launcher) == ["stopped True"]
 
 
-def test_requests_to_a_rank_that_is_still_importing(start: Start, tmp_path: Path) -> None:
+def test_requests_to_a_rank_that_has_no_handlers_yet(
+    request: pytest.FixtureRequest, start: Start, tmp_path: Path
+) -> None:
+    """One that was spawned imports for seconds; one that was forked is only just there."""
     launcher = start("beat_until_asked", restarts=1)
-
-    def ranks() -> list[int]:
-        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-        return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-    until(lambda: len(ranks()) == 2)
+    until(lambda: len(ranks_of(launcher.pid)) == 2)
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGTERM):
-        os.kill(ranks()[0], number)
-    assert not list(tmp_path.glob("began-*"))
+        os.kill(ranks_of(launcher.pid)[0], number)
+    if "spawned" in request.node.callspec.id:
+        assert not list(tmp_path.glob("began-*"))
     assert told(launcher) == ["stopped False"]
 
 
@@ -193,10 +197,11 @@ def test_a_silent_rank_leaves_all_stacks(start: Start, tmp_path: Path, function:
 def test_no_rank_outlives_its_launcher(start: Start, tmp_path: Path, function: str) -> None:
     launcher = start(function)
     ranks = pids(tmp_path)
+    started = ranks + children(launcher.pid, running=b"forkserver")
     launcher.kill()
     try:
-        until(lambda: not any(alive(pid) for pid in ranks), seconds=5)
+        until(lambda: not any(alive(pid) for pid in started), seconds=5)
     finally:
-        for pid in ranks:
+        for pid in started:
             if alive(pid):
                 os.kill(pid, signal.SIGKILL)

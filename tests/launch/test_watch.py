@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -27,7 +28,7 @@ def test_a_verdict_about_ranks_that_were_started_again_meanwhile_is_dropped(
     board = Board.create(tmp_path / "board", ranks=1)
     former, later = sleeper(), sleeper()
     watch = Watch(board, hang_after=0, dumps=tmp_path, stacks=tmp_path / "stacks")
-    watch.begin([Watched(0, 0, former.pid)])
+    watch.begin([Watched(0, 0, former.pid, os.getpid())])
     Lifeline(board).beat(1)
     writing = threading.Event()
     write = watch._write_stacks
@@ -36,7 +37,7 @@ def test_a_verdict_about_ranks_that_were_started_again_meanwhile_is_dropped(
         watch.start()
         assert writing.wait(10), "it is found silent"
         board.clear()
-        watch.begin([Watched(0, 0, later.pid)])
+        watch.begin([Watched(0, 0, later.pid, os.getpid())])
         time.sleep(1.5)
         assert watch.verdict is None
         assert watch.killed == set()

@@ -5,10 +5,21 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from tinyllama.tracking.journal import Journal, finite, read, superseded
+from tinyllama.tracking.journal import (
+    Journal,
+    finite,
+    has,
+    last_measured,
+    measured,
+    read,
+    read_both,
+    read_kinds,
+    superseded,
+)
 
 
 def steps(path: Path, *, kind: str = "train") -> list[tuple[int, float]]:
@@ -82,6 +93,52 @@ def test_a_rollback_supersedes_as_a_resume_does(tmp_path: Path) -> None:
     assert steps(path) == []
     assert [record["kind"] for record in read(path)] == ["start", "skip", "rollback", "resume", "start"]
     assert superseded(path) == [(2, 4), (1, 3)], "the resume at 2 took nothing again"
+
+
+def test_the_short_ways_say_what_reading_all_says(tmp_path: Path) -> None:
+    """Over journals that go back at random, with lines of other hands' spacing among them."""
+    random = Random(0)
+    for number in range(30):
+        path, step, last = tmp_path / f"{number}.jsonl", 0, 0
+        with Journal(path) as journal:
+            journal.write("start", step=0)
+            for _ in range(60):
+                step += random.randrange(3)
+                match random.randrange(12):
+                    case 0:
+                        step = random.randrange(step + 1)
+                        journal.write("resume", step=step)
+                    case 1:
+                        back = random.randrange(step + 1)
+                        journal.write("rollback", step=step, to=back, samples=[step, step + 8])
+                        step = back
+                    case 2:
+                        journal.write("skip", step=step, samples=[step, step + 8], note="a rollback")
+                    case 3:
+                        with path.open("a") as file:
+                            file.write(json.dumps({"step": step, "kind": "train", "loss": 1.0}, separators=(",", ":")))
+                            file.write("\n")
+                    case _:
+                        journal.write(random.choice(["train", "eval", "checkpoint"]), step=step, tokens=step)
+            records, stretches = read_both(path)
+            last = last_measured(records)
+        assert measured(path) == (last, stretches)
+        assert stretches, "it has gone back"
+        for kinds in (["skip", "rollback"], ["skip"], ["tasks"]):
+            assert read_kinds(path, kinds) == [record for record in records if record["kind"] in kinds]
+        assert has(path, lambda record: record["kind"] == "start")
+        assert not has(path, lambda record: record["kind"] == "end")
+
+
+@pytest.mark.parametrize("broken", ['{"kind": "skip", "step"', '{"kind": "resume", "st', "rollback", '["skip"]'])
+def test_the_short_ways_refuse_a_line_that_they_need(tmp_path: Path, broken: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"kind": "train", "time": 1.5, "step": 1, "tokens": 1}}\n{broken}\n')
+    with pytest.raises(ValueError, match=r"line 2: .* is no JSON object with a kind"):
+        measured(path)
+    if "skip" in broken:
+        with pytest.raises(ValueError, match=r"line 2: .* is no JSON object with a kind"):
+            read_kinds(path, ["skip"])
 
 
 def test_a_rollback_that_says_not_where_to_is_refused(tmp_path: Path) -> None:

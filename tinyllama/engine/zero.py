@@ -81,16 +81,8 @@ class Engine:
         accumulation is that of the first steps; a step may come with another. beat is called after each piece of
         work, after a step with how many have been taken.
         """
-        # set before the import, which looks for an accelerator: a CPU run must not find a GPU
-        os.environ["DS_ACCELERATOR"] = device.type
+        deepspeed = import_deepspeed(device.type)
         with _quiet():
-            import deepspeed
-            from deepspeed.ops import __compatible_ops__
-
-            # gloo does the CPU ranks' work: DeepSpeed's own shared-memory op would be compiled at the first start,
-            # and there may be no compiler
-            __compatible_ops__["deepspeed_shm_comm"] = False
-            _import_uncompiled()
             deepspeed.init_distributed(dist_init_required=False)
             self._engine, *_ = deepspeed.initialize(
                 model=model,
@@ -275,17 +267,26 @@ def _settings(
     }
 
 
-def _import_uncompiled() -> None:
-    """Import DeepSpeed's Muon, which `initialize` looks for, without having it compiled: that loads all of inductor, a
-    fifth of what there is to import before a first step, for an optimizer that no run here takes."""
-    from deepspeed.runtime import compiler
+def import_deepspeed(device: str) -> Any:
+    """DeepSpeed, for a kind of device. The first time takes seconds."""
+    os.environ["DS_ACCELERATOR"] = device  # before the import, which looks for one: a CPU run must not find a GPU
+    with _quiet():
+        import deepspeed
+        from deepspeed.ops import __compatible_ops__
+        from deepspeed.runtime import compiler
 
-    compile_, compiler.compile = compiler.compile, lambda: lambda function: function
-    try:
-        with suppress(ImportError):  # it may move: a start is longer then
-            import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
-    finally:
-        compiler.compile = compile_
+        # gloo does the CPU ranks' work: DeepSpeed's own shared-memory op would be compiled at the first start, and
+        # there may be no compiler
+        __compatible_ops__["deepspeed_shm_comm"] = False
+        # `initialize` looks for Muon, which no run here takes, and to have it compiled loads all of inductor: a fifth
+        # of what there is to import before a first step
+        compile_, compiler.compile = compiler.compile, lambda: lambda function: function
+        try:
+            with suppress(ImportError):  # it may move: a start is longer then
+                import deepspeed.runtime.zero.muon.original_muon
+        finally:
+            compiler.compile = compile_
+    return deepspeed
 
 
 @contextmanager

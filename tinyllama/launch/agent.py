@@ -13,6 +13,7 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, W
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsSpecs
 
+from tinyllama.launch import forkserver
 from tinyllama.launch.lifeline import Board, State, first
 from tinyllama.launch.signals import StopRequests
 from tinyllama.launch.watch import Watch, Watched
@@ -44,12 +45,14 @@ class Agent(LocalElasticAgent):
         spec: WorkerSpec,
         logs: LogsSpecs,
         *,
+        forked: bool,
         board: Board,
         watch: Watch,
         requests: StopRequests,
         report: Callable[[str], None],
     ) -> None:
-        super().__init__(spec, logs)
+        super().__init__(spec, logs, start_method="forkserver" if forked else "spawn")
+        self._forked = forked
         self.death: Death | None = None
         """Why the last attempt failed."""
         self.met = False
@@ -67,11 +70,17 @@ class Agent(LocalElasticAgent):
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._board.clear()
+        if self._forked:
+            forkserver.start()  # again, where it was killed
+            forkserver.wait()
         with self._requests.ranks_are_started():
             pids: dict[int, Any] = super()._start_workers(worker_group)
         ours = {process.pid: process for process in multiprocessing.active_children()}
         self._processes = {local: ours[pid] for local, pid in pids.items() if pid in ours}
-        self._watch.begin([Watched(local, worker_group.workers[local].global_rank, pid) for local, pid in pids.items()])
+        workers = worker_group.workers
+        self._watch.begin(
+            [Watched(local, workers[local].global_rank, pid, forkserver.parent_of(pid)) for local, pid in pids.items()]
+        )
         return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:

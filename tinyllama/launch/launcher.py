@@ -10,8 +10,8 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from tinyllama.config.load import ConfigError, Problem
 from tinyllama.config.schema import Parallelism
+from tinyllama.launch import forkserver
 from tinyllama.launch.lifeline import DISK_FULL, Board, Lifeline
 from tinyllama.launch.runs import FAILURE
 from tinyllama.launch.signals import Stopped, StopRequests
@@ -97,14 +98,16 @@ def start_ranks(
     traceback in failure.txt, and KeyboardInterrupt, with all ranks dead, at the second Ctrl-C.
     """
     # the folder is also for what the elastic agent records of a failure
-    with TemporaryDirectory(dir=_in_memory()) as name, _environment(_variables(parallelism)):
+    variables = _variables(parallelism)
+    with TemporaryDirectory(dir=_in_memory()) as name, forkserver.environment(variables):
         folder = Path(name)
         board = Board.create(folder / _Start.BOARD, ranks=parallelism.gpus)
         watch = Watch(board, hang_after=parallelism.hang_after, dumps=folder, stacks=run_dir / STACKS)
         with requests.passed_to(board):
             watch.start()
             try:
-                finished = _run(_Start(function, run_dir, folder), parallelism, board, watch, requests, report)
+                start = _Start(function, run_dir, folder, variables)
+                finished = _run(start, parallelism, board, watch, requests, report)
             finally:
                 watch.stop()
         if not finished:
@@ -120,6 +123,8 @@ class _Start:
     function: RankFunction
     run_dir: Path
     folder: Path
+    variables: Mapping[str, str]
+    """Of the environment: a rank that is forked from a server has that of the server."""
 
 
 def _run(
@@ -167,7 +172,8 @@ def _run(
                 # which cores are near a rank's GPU
                 numa_options=LaunchConfig(nodes, nodes, ranks, logs_specs=logs).numa_options,
             )
-            agent = Agent(spec, logs, board=board, watch=watch, requests=requests, report=report)
+            forked = parallelism.device == "cpu" and forkserver.is_started()
+            agent = Agent(spec, logs, forked=forked, board=board, watch=watch, requests=requests, report=report)
             result = agent.run()
         finally:
             rendezvous.shutdown()  # other machines are not to wait for this one
@@ -223,10 +229,10 @@ def _rank(start: _Start, launcher: int) -> bool:
     """A rank's process. What the function raises is kept on the board and makes the process fail."""
     from tinyllama.engine.distributed import Ranks
 
+    os.environ.update(start.variables)
     local = Ranks.from_environment().local_rank
-    lifeline = Lifeline.attach(
-        start.folder / _Start.BOARD, local=local, launcher=launcher, stacks=dump_of(start.folder, local)
-    )
+    parent, stacks = forkserver.parent_of_ranks(launcher), dump_of(start.folder, local)
+    lifeline = Lifeline.attach(start.folder / _Start.BOARD, local=local, parent=parent, stacks=stacks)
     try:
         finished = start.function(start.run_dir, lifeline)
     except BaseException as error:
@@ -248,25 +254,9 @@ def _variables(parallelism: Parallelism) -> dict[str, str]:
     if _is_here(parallelism) and sys.platform == "linux":
         suited["GLOO_SOCKET_IFNAME"] = "lo"  # a machine's own name may lead nowhere, and these ranks need none
     if parallelism.device == "cpu":
-        # glibc gives large blocks back to the system and asks for them anew at every step: a tenth of a CPU step's time
-        suited |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000"}
-    suited = {name: value for name, value in suited.items() if name not in os.environ}
-    return suited | {
+        suited |= forkserver.MEMORY
+    return forkserver.unset(suited) | {
         "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGQUIT",  # the others are handled here
         # otherwise ranks that are started again meet in the store of the attempt before, at its ranks' addresses
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    former = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in former.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

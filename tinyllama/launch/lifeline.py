@@ -154,10 +154,10 @@ def _size(ranks: int) -> int:
     return 8 * _HEADER + (8 * _SLOT + _TEXT) * ranks
 
 
-def end_with(launcher: int, number: signal.Signals) -> None:
+def end_with(parent: int, number: signal.Signals) -> None:
     """Let this process get a signal when the one with this process id, which started it, ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
-    if os.getppid() != launcher:  # it died before
+    if os.getppid() != parent:  # it died before
         os._exit(1)
 
 
@@ -171,14 +171,14 @@ class Lifeline:
         self._resting = False
 
     @classmethod
-    def attach(cls, board: Path, *, local: int, launcher: int, stacks: Path) -> Lifeline:
-        """Make this process a rank of the launcher with this process id: it ends with it, and takes signals as asked.
+    def attach(cls, board: Path, *, local: int, parent: int, stacks: Path) -> Lifeline:
+        """Make this process a rank: it ends with its parent, which has this process id, and takes signals as asked.
 
         Its main thread only. From here on SIGUSR1 writes all stacks into `stacks`, whatever the threads are stuck in.
         """
         # Kills a rank that is stopped or stuck in C as well. It fires when the thread that started this process ends,
-        # which is the launcher's main thread.
-        end_with(launcher, signal.SIGKILL)
+        # which is the main thread of the launcher or of its fork server.
+        end_with(parent, signal.SIGKILL)
         line = cls(Board.open(board), local=local)
         # faulthandler writes to the descriptor from a signal handler in C: the file is open as long as the process
         faulthandler.register(signal.SIGUSR1, file=os.open(stacks, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), chain=False)

@@ -41,6 +41,8 @@ class Watched:
     local: int
     rank: int
     pid: int
+    parent: int | None
+    """The process that started it; None where it has ended already."""
 
     def state(self) -> str | None:
         """The kernel's letter for what its process does; None where it has ended."""
@@ -49,7 +51,7 @@ class Watched:
             letter, parent = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[:2]
         except (OSError, ValueError):
             return None
-        if letter in "ZX" or int(parent) != os.getpid():  # another process has its number by now
+        if letter in "ZX" or int(parent) != self.parent:  # another process has its number by now
             return None
         return letter
 

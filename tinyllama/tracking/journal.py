@@ -6,14 +6,16 @@ import errno
 import json
 import math
 import os
+import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 JOURNAL = "metrics.jsonl"
 MEASURED = ("train", "eval", "held_out", "tasks")
+_MEASURES = re.compile(rb'\{"kind": "(?:%s)", "time": [0-9.]+, "step": ([0-9]+), .*\}' % "|".join(MEASURED).encode())
 
 
 def finite(values: dict[str, Any]) -> dict[str, Any]:
@@ -98,9 +100,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 def superseded(path: Path) -> list[tuple[int, int]]:
     """The first and the last step of each stretch that had been measured when the run went back, in order.
 
-    Errors: as for `read`.
+    Errors: as for `measured`.
     """
-    return read_both(path)[1]
+    return measured(path)[1]
 
 
 def last_measured(records: Iterable[Mapping[str, Any]]) -> int:
@@ -112,7 +114,63 @@ def read_both(path: Path) -> tuple[list[dict[str, Any]], list[tuple[int, int]]]:
     """What `read` and `superseded` give, from one reading."""
     records: list[dict[str, Any]] = []
     again: list[tuple[int, int]] = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    last = 0
+    for record, back in _parsed(path, _whole_lines(path)):
+        if back is not None and last > back:
+            again.append((back + 1, last))
+            records = [old for old in records if old["kind"] not in MEASURED or old["step"] <= back]
+            last = last_measured(records)
+        if record["kind"] in MEASURED:
+            last = max(last, record["step"])
+        records.append(record)
+    return records, again
+
+
+def measured(path: Path) -> tuple[int, list[tuple[int, int]]]:
+    """The last step that the lines that count measure, 0 where none does, and what `superseded` gives.
+
+    Of a line as `Journal` writes it the beginning is enough: a run of a million steps has hundreds of thousands, and
+    its next start waits for this. Errors: as for `read`, but for what is wrong further on in such a line.
+    """
+    steps: list[int] = []
+    again: list[tuple[int, int]] = []
+    for number, line in enumerate(_whole_lines(path), start=1):
+        if ours := _MEASURES.match(line):
+            steps.append(int(ours[1]))
+            continue
+        [(record, back)] = _parsed(path, [line], first=number)
+        if back is not None and (last := max(steps, default=0)) > back:
+            again.append((back + 1, last))
+            steps = [step for step in steps if step <= back]
+        if record["kind"] in MEASURED:
+            steps.append(record["step"])
+    return max(steps, default=0), again
+
+
+def read_kinds(path: Path, kinds: Sequence[str]) -> list[dict[str, Any]]:
+    """The lines of some rare kinds, none of them MEASURED. Errors: as for `read`, but for what is in other lines."""
+    named = [f'"{kind}"'.encode() for kind in kinds]
+    content = path.read_bytes()
+    if not any(name in content for name in named):
+        return []
+    lines = enumerate(content.split(b"\n")[:-1], start=1)
+    found = [(number, line) for number, line in lines if any(name in line for name in named)]
+    records = [record for number, line in found for record, _ in _parsed(path, [line], first=number)]
+    return [record for record in records if record["kind"] in kinds]
+
+
+def has(path: Path, is_so: Callable[[Mapping[str, Any]], bool]) -> bool:
+    """Whether it is so of any line, superseded or not; reads up to the first. Errors: as for `read`."""
+    return any(is_so(record) for record, _ in _parsed(path, _whole_lines(path)))
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    return path.read_bytes().split(b"\n")[:-1]
+
+
+def _parsed(path: Path, lines: Iterable[bytes], *, first: int = 1) -> Iterator[tuple[dict[str, Any], int | None]]:
+    """Lines as what they say, and the step that the run went back to with them, if it did."""
+    for number, line in enumerate(lines, start=first):
         try:
             record = json.loads(line)
             kind, step = record["kind"], record.get("step", 0)
@@ -122,11 +180,7 @@ def read_both(path: Path) -> tuple[list[dict[str, Any]], list[tuple[int, int]]]:
             raise ValueError(
                 f"{path}, line {number}: {shown!r} is no JSON object with a kind; restore or remove that line"
             ) from error
-        if back is not None and (last := last_measured(records)) > back:
-            again.append((back + 1, last))
-            records = [old for old in records if old["kind"] not in MEASURED or old["step"] <= back]
-        records.append(record)
-    return records, again
+        yield record, back
 
 
 def add_tasks(path: Path, record: Mapping[str, Any], *, step: int, tokens: int | None) -> None:

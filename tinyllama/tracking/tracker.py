@@ -9,7 +9,7 @@ from typing import Any
 
 from tinyllama.config.load import as_dict
 from tinyllama.config.schema import RunConfig
-from tinyllama.tracking.journal import JOURNAL, MEASURED, Journal, last_measured, read_both, superseded
+from tinyllama.tracking.journal import JOURNAL, MEASURED, Journal, measured, superseded
 from tinyllama.tracking.mlflow import Status
 from tinyllama.tracking.store import SUPERSEDED, Mirror, superseded_text
 from tinyllama.tracking.writer import MlflowWriter
@@ -31,8 +31,7 @@ class Tracker:
         Steps after `start` that were measured before are taken again, as the journal and a tag of the run then say.
         """
         journal = Journal(run_dir / JOURNAL)
-        records, stretches = read_both(journal.path)
-        last = last_measured(records)
+        last, stretches = measured(journal.path)
         journal.write("resume" if start else "start", step=start, pid=os.getpid(), **_stretch(start, last))
         if config.tracking.name == "journal":
             return cls(journal, last=start)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyllama.tracking.journal import JOURNAL, read
+from tinyllama.tracking.journal import JOURNAL, has, read
 from tinyllama.tracking.mlflow import METRICS_PER_BATCH, MlflowRun, Status
 from tinyllama.tracking.store import Mirror, Point, points, series, sqlite_file, without_password
 
@@ -52,7 +52,7 @@ class MlflowWriter:
         self._last: dict[str, tuple[int, float]] = {}
         self._tags: dict[str, str] = {}
         # An earlier process may have died with numbers unsent, or have sent them to another store.
-        self._behind = self._journal.exists() and any(points(record) for record in read(self._journal))
+        self._behind = self._journal.exists() and has(self._journal, lambda record: bool(points(record)))
         self._warned = False
         self._opened = threading.Event()
         self._closing = threading.Event()

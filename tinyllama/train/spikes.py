@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tinyllama.config.resilience import Spikes
 from tinyllama.data.skips import Skips
-from tinyllama.tracking.journal import JOURNAL, read
+from tinyllama.tracking.journal import JOURNAL, read_kinds
 
 GAUSSIAN = 1.4826
 """A Gaussian's standard deviation over its median absolute one."""
@@ -60,8 +60,8 @@ class Decision:
 def decisions(run_dir: Path) -> list[Decision]:
     """What a run has decided so far, in all its processes, by its journal."""
     path = run_dir / JOURNAL
-    lines = read(path) if path.exists() else []
-    return [Decision.of(line) for line in lines if line["kind"] in ("skip", "rollback")]
+    lines = read_kinds(path, ("skip", "rollback")) if path.exists() else []
+    return [Decision.of(line) for line in lines]
 
 
 def skips_of(spikes: Spikes, decided: Iterable[Decision], *, kept: Iterable[Sequence[int]] = ()) -> Skips:
