@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def ran(script: str, call: str, out: Path, *, patch: str, expect: int) -> str:
+def ran(script: str, call: str, out: Path, *, patch: str, expect: int, timeout: int = 120) -> str:
     """What a script of benchmarks/ prints; `call` is what it is called for, with `out`, and gives the exit status."""
     code = f"import sys\nfrom pathlib import Path\nfrom benchmarks import {script}\nout = Path(sys.argv[1])\n{patch}\n"
     done = subprocess.run(
@@ -17,7 +17,7 @@ def ran(script: str, call: str, out: Path, *, patch: str, expect: int) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
         check=False,
     )
     assert done.returncode == expect, done.stderr[-3000:]

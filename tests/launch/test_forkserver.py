@@ -71,6 +71,22 @@ def asked(launcher: subprocess.Popen[str]) -> dict[str, object]:
     return told
 
 
+def test_one_that_dies_of_its_imports_is_told(tmp_path: Path) -> None:
+    (tmp_path / "dies.py").write_text("import os\nos.abort()\n")
+    code = "from tinyllama.launch import forkserver\nforkserver.start('dies')\nforkserver.wait()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "ChildProcessError: the process that ranks are forked from ended" in done.stderr
+
+
 def ends(pid: int) -> None:
     """Returns when a process has ended, which may still be there for its parent to hear of it."""
     end = time.monotonic() + 10

@@ -53,9 +53,15 @@ def start(module: str | None = None) -> None:
 
 
 def wait() -> None:
-    """Return when the server has imported all: when it forks. To be interrupted, which the start of ranks is not."""
+    """Return when the server has imported all: when it forks. A signal interrupts this; it does not the start of ranks.
+
+    Raises ChildProcessError where the server has ended instead.
+    """
     process = multiprocessing.get_context("forkserver").Process(target=int, daemon=True)
-    process.start()
+    try:
+        process.start()
+    except (EOFError, ConnectionError) as error:
+        raise ChildProcessError("the process that ranks are forked from ended as it imported what they need") from error
     process.join()
 
 
