@@ -151,7 +151,7 @@ def first_step(place: Place) -> dict[str, float]:
 def second_point(place: Place) -> dict[str, float]:
     """Two runs of one step by one launcher: from the last line of the first to the step of the second."""
     seeds = [place.seed() for _ in range(2)]
-    one_step = (*TINY, "budget.tokens=1K", "schedule.warmup_steps=0", "generate.max_tokens=1")
+    one_step = (*TINY, "budget.tokens=1024", "schedule.warmup_steps=0", "generate.max_tokens=1")
     place.said("-m", f"seed={','.join(seeds)}", "name=point", "runs_dir=study", *one_step)
     journals = [read(path) for path in (place.folder / "study").glob(f"point-*/{JOURNAL}")]
     former, later = sorted(journals, key=lambda lines: float(lines[0]["time"]))

@@ -34,7 +34,7 @@ __all__ = ["RankError", "RankFunction", "check_gpus", "exit_status", "start_rank
 
 RankFunction = Callable[[Path, Lifeline], bool]
 """What a rank runs: a module's own function of the run folder, True where the run is finished, False where it stopped
-because it was asked to. Every rank imports it anew."""
+because it was asked to. It is handed to ranks by its name."""
 
 STACKS = "stacks"
 _MEMORY = Path("/dev/shm")
