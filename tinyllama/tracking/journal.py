@@ -164,8 +164,9 @@ def has(path: Path, is_so: Callable[[Mapping[str, Any]], bool]) -> bool:
     return any(is_so(record) for record, _ in _parsed(path, _whole_lines(path)))
 
 
-def _whole_lines(path: Path) -> list[bytes]:
-    return path.read_bytes().split(b"\n")[:-1]
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        yield from (line[:-1] for line in file if line.endswith(b"\n"))
 
 
 def _parsed(path: Path, lines: Iterable[bytes], *, first: int = 1) -> Iterator[tuple[dict[str, Any], int | None]]:
