@@ -72,9 +72,9 @@ def compiled(configs: Sequence[RunConfig], *, console: Console) -> Study:
 
 
 def _point(config: RunConfig, label: str, *, name: str, folder: Path) -> RunConfig:
-    """One of a study's; on a CPU, jobs side by side share its cores out."""
+    """One of a study's; jobs side by side share the machine's cores out."""
     layout, at_a_time = config.parallelism, config.study.at_a_time
-    if at_a_time > 1 and layout.device == "cpu" and layout.threads is None:
+    if at_a_time > 1 and layout.threads is None:
         cores = len(os.sched_getaffinity(0))
         layout = replace(layout, threads=max(1, cores // (at_a_time * layout.gpus)))
     study = replace(config.study, name=name, folder=str(folder), point=label)

@@ -77,6 +77,7 @@ TYPES_AND_VALUES = [
     ("kernels.backend=tritn", "kernels.backend: 'tritn' should be auto, torch or triton; did you mean triton?"),
     ("parallelism.device=gpu", "parallelism.device: 'gpu' should be cpu or cuda"),
     ("parallelism.zero_stage=0", "parallelism.zero_stage: 0 should be 1, 2 or 3"),
+    ("parallelism.offload=cpu", "parallelism.offload: 'cpu' should be none or optimizer"),
     ("parallelism.micro_batch=many", "parallelism.micro_batch: 'many' should be a whole number"),
     ("slurm.minutes=0", "slurm.minutes: 0 should be greater than 0"),
     ("study.at_a_time=0", "study.at_a_time: 0 should be greater than 0"),
@@ -150,6 +151,16 @@ BETWEEN = [
     (
         "parallelism.nodes=2 parallelism.rendezvous=node1:65536",
         "parallelism.rendezvous: port 65536 does not exist: take one of 1 to 65535, such as 29400",
+    ),
+    (
+        "parallelism.offload=optimizer",
+        "parallelism.offload: optimizer moves it from a GPU to the machine's memory, and parallelism.device=cpu has it "
+        "there: use none",
+    ),
+    (
+        "parallelism=single parallelism.offload=optimizer",
+        "parallelism.offload: optimizer at parallelism.zero_stage=1 leaves sums of all gradients on the GPU: set "
+        "parallelism.zero_stage=2",
     ),
     (
         "data.sources.code.weight=natural",

@@ -93,6 +93,7 @@ DOES_NOT: list[dict[str, Any]] = [
     {"parallelism.rendezvous": "node1:29400", "parallelism.nodes": 2},
     {"parallelism.gpus": 2},
     {"parallelism.zero_stage": 3},
+    {"parallelism.offload": "optimizer", "parallelism.device": "cuda", "parallelism.zero_stage": 2},
     {"parallelism.micro_batch": 1},
     {"parallelism.recompute": True},
     {"parallelism.threads": 1},

@@ -20,6 +20,7 @@ from tinyllama.engine.distributed import Ranks, leave, meet, use_device
 from tinyllama.engine.zero import Engine, TrainState
 from tinyllama.model.init import initial_weights
 from tinyllama.model.llama import Llama
+from tinyllama.plan.count import count_parameters
 from tinyllama.plan.memory import Layout, memory
 
 
@@ -50,8 +51,30 @@ WITH_ENGINE = (("mostly states", False), ("mostly activations", False), ("mostly
 """A shape, and whether it is recomputed."""
 
 
+def kept_by_the_machine(engine: Engine) -> int:
+    """Bytes of what DeepSpeed puts into the machine's memory: by name, as on a CPU all tensors lie there."""
+    optimizer = engine._engine.optimizer
+    shards = getattr(optimizer, "fp32_partitioned_groups_flat", None) or optimizer.single_partition_of_fp32_groups
+    tensors = [tensor for shard in shards for tensor in (shard, shard.grad, *optimizer.optimizer.state[shard].values())]
+    if hasattr(optimizer, "accumulated_grads_in_cpu"):
+        tensors += [
+            *optimizer.param_buffer_of_bit16_for_cpu_offload_groups,
+            *optimizer.accumulated_grads_in_cpu.values(),
+        ]
+        tensors.append(optimizer.temp_grad_buffer_for_cpu_offload)
+    else:
+        tensors.append(optimizer.grad_partitions_flat_buffer)
+    return sum({tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+
+
 def step(
-    name: str, ranks: Ranks, *, stage: Literal[1, 2, 3], precision: Literal["fp32", "bf16"], recompute: bool
+    name: str,
+    ranks: Ranks,
+    *,
+    stage: Literal[1, 2, 3],
+    precision: Literal["fp32", "bf16"],
+    recompute: bool,
+    offload: Literal["none", "optimizer"] = "none",
 ) -> dict[str, float]:
     """The most that a step allocates, of one micro-batch where it recomputes and of two where not."""
     gc.collect()  # the engine before goes in two rounds, and Live makes the second
@@ -60,7 +83,7 @@ def step(
     engine = Engine(
         model,
         state=TrainState.fresh(initial_weights(model, seed=1)),
-        parallelism=replace(LAYOUT, zero_stage=stage),
+        parallelism=replace(LAYOUT, zero_stage=stage, offload=offload),
         optimizer=ADAMW,
         precision=precision,
         accumulation=accumulation,
@@ -73,6 +96,7 @@ def step(
         engine.step(tokens, lr=1e-3)
     layout = Layout(
         zero_stage=stage,
+        offload=offload == "optimizer",
         world_size=ranks.world_size,
         micro_batch=int(LAYOUT.micro_batch),
         accumulates=accumulation > 1,
@@ -81,7 +105,14 @@ def step(
         backend="torch",
         masked_sdpa=False,
     )
-    return {"most": live.most - before, "planned": memory(SHAPES[name], layout).peak}
+    planned = memory(SHAPES[name], layout)
+    found = {"most": live.most - before, "planned": planned.peak}
+    if layout.offload:
+        machine = kept_by_the_machine(engine)
+        found |= {"most": found["most"] - machine, "machine": machine, "planned machine": planned.machine}
+        if stage == 3:  # a GPU is sent back what was added up for it; a CPU has it
+            found["planned"] -= 4 * count_parameters(SHAPES[name]).total // ranks.world_size
+    return found
 
 
 def main() -> None:
@@ -95,6 +126,11 @@ def main() -> None:
         )
         for (name, recompute), stage, precision in product(WITH_ENGINE, stages, precisions)
     }
+    name, _ = WITH_ENGINE[0]
+    for stage, precision in product(stages[1:], precisions):
+        found[f"{name}, stage {stage}, {precision}, offloaded"] = step(
+            name, ranks, stage=stage, precision=precision, recompute=False, offload="optimizer"
+        )
     if ranks.is_first:
         Path(sys.argv[1]).write_text(json.dumps(found, indent=2))
     leave()

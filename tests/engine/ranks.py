@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -39,6 +40,7 @@ LAYOUT = Parallelism(
     max_restarts=0,
     hang_after=600,
 )
+Offload = Literal["none", "optimizer"]
 STEPS, SEQUENCES = 20, 8
 GROWS = 5
 """The step from which on a batch has twice as many sequences."""
@@ -66,11 +68,19 @@ def rate(step: int) -> float:
     return ADAMW.lr * (step + 1) / STEPS
 
 
-def engine(ranks: Ranks, state: TrainState, *, stage: int, precision: str = "fp32", recompute: bool = False) -> Engine:
+def engine(
+    ranks: Ranks,
+    state: TrainState,
+    *,
+    stage: int,
+    precision: str = "fp32",
+    recompute: bool = False,
+    offload: Offload = "none",
+) -> Engine:
     return Engine(
         Llama(SHAPE, ops=kernels.TORCH, recompute=recompute),
         state=state,
-        parallelism=replace(LAYOUT, zero_stage=stage),  # type: ignore[arg-type]
+        parallelism=replace(LAYOUT, zero_stage=stage, offload=offload),  # type: ignore[arg-type]
         optimizer=ADAMW,
         precision=precision,
         accumulation=SEQUENCES // (LAYOUT.micro_batch * ranks.world_size),

@@ -55,7 +55,16 @@ def test_auto_falls_back_to_one_where_nothing_fits(fitted: Callable[..., Fit]) -
         ("hardware.memory_gb=80 parallelism.micro_batch=64", "parallelism.micro_batch=16"),
         ("hardware.memory_gb=24", "parallelism.recompute=true parallelism.zero_stage=2 parallelism.micro_batch="),
         ("hardware.memory_gb=28", "parallelism.micro_batch=1"),
-        ("hardware.memory_gb=16", "parallelism.recompute=true parallelism.zero_stage=3 parallelism.gpus="),
+        (
+            "hardware.memory_gb=16",
+            "parallelism.recompute=true parallelism.zero_stage=2 parallelism.offload=optimizer parallelism.micro_",
+        ),
+        ("hardware=rtx4090", "parallelism.recompute=true parallelism.zero_stage=2 parallelism.micro_batch=2"),
+        ("hardware.memory_gb=8", "parallelism.recompute=true parallelism.zero_stage=3 parallelism.gpus="),
+        (
+            "hardware.memory_gb=8 parallelism.zero_stage=2 parallelism.offload=optimizer",
+            "parallelism.recompute=true parallelism.zero_stage=3 parallelism.gpus=",
+        ),
         ("hardware.memory_gb=16 parallelism=zero1", "parallelism.recompute=true parallelism.zero_stage="),
         ("hardware.memory_gb=3", None),
     ],
@@ -118,3 +127,17 @@ def test_the_layout_is_the_runs(config: Callable[..., RunConfig]) -> None:
     peak = memory(run.model, layout).peak
     for smaller in ({"micro_batch": 1}, {"zero_stage": 3}, {"recompute": True}, {"masked_sdpa": False}):
         assert memory(run.model, replace(layout, **smaller)).peak < peak, smaller
+
+
+def test_a_billion_parameters_train_on_24_gigabytes(fitted: Callable[..., Fit]) -> None:
+    """By recomputing, or by moving the optimizer's state to the machine's memory."""
+    line = ("model=1.1b", "hardware=rtx4090", "parallelism.zero_stage=2")
+    assert not fitted(*line).fits
+    moved = fitted(*line, "parallelism.offload=optimizer", "parallelism.micro_batch=auto")
+    assert moved.fits and moved.micro_batch == 4
+    assert moved.needed.optimizer == 0
+    assert 18 < moved.machine / moved.needed.weights * 2 < 19, "bytes a parameter"
+    assert fitted(*line, "parallelism.offload=optimizer", "parallelism.gpus=2").machine == pytest.approx(
+        moved.machine, rel=0.01
+    )
+    assert fitted(*line).machine == 0

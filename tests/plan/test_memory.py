@@ -17,7 +17,7 @@ from tests.engine.live import Live
 from tests.engine.memory_steps import SHAPES
 from tinyllama import kernels
 from tinyllama.config.schema import Model, RunConfig
-from tinyllama.engine import zero
+from tinyllama.engine.settings import settings
 from tinyllama.kernels import cross_entropy, target
 from tinyllama.model.llama import Llama
 from tinyllama.plan import memory as planned
@@ -110,9 +110,11 @@ def test_a_part_left_out_would_show() -> None:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_step_of_the_engine_takes_what_was_planned(ranks: int) -> None:
     found = measured("memory_steps.py", ranks=ranks)
-    assert len(found) == 18
+    assert len(found) == 22
     wrong = {name: one["planned"] / one["most"] for name, one in found.items()}
     assert {name: ratio for name, ratio in wrong.items() if not abs(ratio - 1) < WITHIN} == {}
+    machine = [one["planned machine"] / one["machine"] for one in found.values() if "machine" in one]
+    assert machine == [pytest.approx(1, rel=0.001)] * 4
 
 
 @pytest.mark.parametrize("ranks", [1, 4, 16])
@@ -130,7 +132,28 @@ def test_sharded_states_are_deepspeeds_own_estimate(ranks: int, config: Callable
         assert ours.gradients - 2 * planned.REDUCE_BUCKET == pytest.approx(4 * n / ranks, rel=1e-6)
 
 
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_an_offloaded_optimizer_is_deepspeeds_own_estimate(ranks: int, config: Callable[..., RunConfig]) -> None:
+    shape = config("model=1.1b", "data=slimpajama_starcoder").model
+    n = count_parameters(shape).total
+    layout = replace(LAYOUT, precision="bf16", world_size=ranks, accumulates=True, offload=True)
+    machine, gpu = estimate_zero2_model_states_mem_needs(n, num_gpus_per_node=ranks, additional_buffer_factor=1.0)
+    ours = memory(shape, replace(layout, zero_stage=2))
+    assert (ours.weights, ours.optimizer) == (gpu, 0)
+    # beside fp32 weights, gradients and moments there are the weights that the GPU is sent, and one gradient
+    sent = 2 * n // ranks + 2 * shape.d_model * shape.vocab_size
+    assert ranks * (ours.machine - sent) == pytest.approx(machine, rel=1e-6)
+    machine, gpu, layer = estimate_zero3_model_states_mem_needs(
+        n, 0, num_gpus_per_node=ranks, cpu_offload_params=False, additional_buffer_factor=1.0
+    )
+    ours = memory(shape, replace(layout, zero_stage=3))
+    assert (ours.weights, ours.optimizer) == (gpu - layer, 0)
+    # gradients are added up beside those that the optimizer takes
+    assert ranks * (ours.machine - 4 * n // ranks) == pytest.approx(machine, rel=1e-6)
+    assert memory(shape, replace(layout, zero_stage=2, offload=False)).machine == 0
+
+
 def test_constants_are_what_the_code_uses(config: Callable[..., RunConfig]) -> None:
-    settings = zero._settings(config().parallelism, parameters=10**12, precision="bf16", accumulation=1, clip=1.0)
-    assert settings["zero_optimization"]["reduce_bucket_size"] == planned.REDUCE_BUCKET
+    told = settings(config().parallelism, parameters=10**12, precision="bf16", accumulation=1, clip=1.0)
+    assert told["zero_optimization"]["reduce_bucket_size"] == planned.REDUCE_BUCKET
     assert cross_entropy.LOGITS_BYTES == planned.LOGITS_BYTES

@@ -104,6 +104,23 @@ def nodes_meet(task: str, parallelism: Parallelism, study: Study) -> Broken:
         yield "parallelism.rendezvous", f"port {port} does not exist: take one of 1 to 65535, such as 29400"
 
 
+def offloading_saves_memory(parallelism: Parallelism) -> Broken:
+    """The optimizer's state leaves a GPU for the machine's memory, and the gradients' sums must not stay behind."""
+    if parallelism.offload == "none":
+        return
+    if parallelism.device == "cpu":
+        yield (
+            "parallelism.offload",
+            "optimizer moves it from a GPU to the machine's memory, and parallelism.device=cpu has it there: use none",
+        )
+    elif parallelism.zero_stage == 1:
+        yield (
+            "parallelism.offload",
+            "optimizer at parallelism.zero_stage=1 leaves sums of all gradients on the GPU: set "
+            "parallelism.zero_stage=2",
+        )
+
+
 def a_requeued_job_goes_on(resume: str, study: Study) -> Broken:
     """A job on SLURM is the same command each time that it is queued again."""
     if resume == "never" and study.launcher == "slurm":
@@ -238,6 +255,7 @@ RULES: tuple[Callable[..., Broken], ...] = (
     one_budget,
     decay_belongs_to_wsd,
     nodes_meet,
+    offloading_saves_memory,
     a_requeued_job_goes_on,
     kernels_can_run,
     what_is_compiled_can_be,

@@ -114,6 +114,8 @@ class Parallelism(Section):
     """host:port where the launchers of several machines meet; null for one machine."""
     zero_stage: Literal[1, 2, 3]
     """What is sharded over the ranks: 1 optimizer state, 2 also gradients, 3 also parameters (arXiv 1910.02054)."""
+    offload: Literal["none", "optimizer"] = "none"
+    """optimizer: its state lies in the machine's memory and the processor takes its step (arXiv 2101.06840)."""
     micro_batch: PositiveInt | Literal["auto"]
     """Sequences a rank takes through the model at once; auto takes the most that the plan says fit."""
     recompute: bool

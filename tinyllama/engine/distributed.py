@@ -42,11 +42,11 @@ class Ranks:
 
 
 def use_device(kind: str, ranks: Ranks, *, threads: int | None, ranks_here: int) -> torch.device:
-    """This rank's device, made the current one; on a CPU its share of the cores, or the given count of threads."""
+    """This rank's device, made the current one, and its share of the cores, or the given count of threads."""
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // ranks_here))
     if kind == "cuda":
         torch.cuda.set_device(ranks.local_rank)
         return torch.device("cuda", ranks.local_rank)
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // ranks_here))
     return torch.device("cpu")
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from tinyllama.config.schema import Optimizer, Parallelism
 from tinyllama.engine.distributed import Ranks, share_out, sum_over_ranks
 from tinyllama.engine.room import BYTES
+from tinyllama.engine.settings import settings
 from tinyllama.model.llama import Llama
 
 Weights = dict[str, Tensor]
@@ -87,7 +88,7 @@ class Engine:
             self._engine, *_ = deepspeed.initialize(
                 model=model,
                 optimizer=_adamw(model, optimizer),
-                config=_settings(
+                config=settings(
                     parallelism,
                     parameters=sum(parameter.numel() for parameter in model.parameters()),
                     precision=precision,
@@ -131,6 +132,8 @@ class Engine:
             self._engine.step()
         record = StepRecord(mean, float(self._engine.get_global_grad_norm()), tuple(voted))
         self._taken += not record.refused
+        if record.refused:  # the sums of an offloaded optimizer's gradients would be added to at the next step
+            getattr(self._engine.optimizer, "averaged_gradients", {}).clear()
         self.beat(self._taken)
         return record
 
@@ -193,6 +196,9 @@ class Engine:
         if flat := getattr(optimizer, "fp32_groups_gradients_flat", None):  # bf16 at stage 1 keeps them elsewhere
             flat[0].fill_(math.nan)
             return
+        if norms := getattr(optimizer, "norm_for_param_grads", None):  # offloaded, they are taken as gradients leave
+            norms[next(iter(norms))] = torch.tensor(math.nan)
+            return
         smallest = min(self._engine.module.parameters(), key=lambda p: getattr(p, "ds_numel", p.numel()))
         shape = getattr(smallest, "ds_shape", smallest.shape)
         safe_set_full_grad(smallest, torch.full(shape, math.nan, device=self.device))
@@ -245,26 +251,6 @@ def _adamw(model: Llama, optimizer: Optimizer) -> torch.optim.AdamW:
     ]
     # each step has a rate of its own
     return torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=True)
-
-
-def _settings(
-    parallelism: Parallelism, *, parameters: int, precision: str, accumulation: int, clip: float
-) -> dict[str, Any]:
-    """DeepSpeed's configuration. Whatever it would default to and matters is written out."""
-    return {
-        "train_micro_batch_size_per_gpu": parallelism.micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": clip,
-        # a bucket is allocated whole, whatever the model: DeepSpeed's own size would be a gigabyte for the smallest
-        "zero_optimization": {"stage": parallelism.zero_stage, "reduce_bucket_size": min(parameters, 500_000_000)},
-        "bf16": {"enabled": precision == "bf16"},
-        # sums of many bf16 gradients lose the small ones
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 2**62,
-        "wall_clock_breakdown": False,
-    }
 
 
 def import_deepspeed(device: str) -> Any:

@@ -25,6 +25,8 @@ class Fit:
     micro_batch: int
     """The one that is set, or the largest that fits."""
     needed: Memory
+    machine: int
+    """Bytes of a machine's own memory that an offloaded optimizer takes, of all its ranks."""
     usable: int | None
     """Bytes on one GPU for tensors; None where nobody knows."""
     largest_micro_batch: int | None
@@ -82,6 +84,7 @@ def fit(config: RunConfig, *, batches: Sequence[int]) -> Fit:
     return Fit(
         micro_batch=micro_batch,
         needed=needed,
+        machine=needed.machine * config.parallelism.gpus,
         usable=usable,
         largest_micro_batch=None if usable is None else largest,
         remedy=remedy,
@@ -94,7 +97,11 @@ def _layout(config: RunConfig, batches: Sequence[int], micro_batch: int, **chang
 
 
 def _remedy(config: RunConfig, batches: Sequence[int], largest: int, usable: int) -> str | None:
-    """The first of what costs least speed: a smaller micro-batch, recomputation, more sharding, more GPUs."""
+    """The first of what costs least speed: a smaller micro-batch, recomputation, more sharding, the optimizer's state
+    in the machine's memory, more GPUs.
+
+    Recomputation takes a third more of the GPU at most; what the processor's step takes is for each machine to say.
+    """
     if largest:
         return f"parallelism.micro_batch={largest}"
     for settings, changes in _steps(config):
@@ -107,7 +114,7 @@ def _remedy(config: RunConfig, batches: Sequence[int], largest: int, usable: int
 
 
 def _steps(config: RunConfig) -> Iterator[tuple[list[str], dict[str, int]]]:
-    """What else to set, ever more of it."""
+    """What else to set, ever more of it; but where more GPUs shard the optimizer, it stays on them."""
     parallelism = config.parallelism
     settings, changes = [], dict[str, int]()
     if not parallelism.recompute:
@@ -117,7 +124,12 @@ def _steps(config: RunConfig) -> Iterator[tuple[list[str], dict[str, int]]]:
     for stage in sharding:  # the second needs less room to reduce gradients, on one GPU too
         yield [*settings, f"parallelism.zero_stage={stage}"], changes | {"zero_stage": stage}
     if parallelism.device == "cpu":
-        return  # more processes would share the same memory
+        return  # more processes would share the same memory, and the optimizer is in it already
+    if parallelism.offload == "none":
+        for stage in range(max(parallelism.zero_stage, 2), 4):
+            sharded = [f"parallelism.zero_stage={stage}"] if stage > parallelism.zero_stage else []
+            moved = [*settings, *sharded, "parallelism.offload=optimizer"]
+            yield moved, changes | {"zero_stage": stage, "offload": True}
     settings = [*settings, *(["parallelism.zero_stage=3"] if sharding else [])]
     for factor in (2, 4, 8, 16, 32, 64):
         gpus = max(parallelism.gpus, min(parallelism.gpus * factor, _GPUS_OF_A_MACHINE))

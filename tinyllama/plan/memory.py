@@ -1,4 +1,4 @@
-"""Memory of one GPU in a training step, from the shape and the layout alone.
+"""Memory of one GPU in a training step, and of the machine where the optimizer lies there, from shape and layout alone.
 
 Three things are counted: what is held between steps (weights, gradients, optimizer: arXiv 1910.02054), what a forward
 keeps for its backward, and what either end of the backward needs beside that. The most of a step is at one of those
@@ -29,6 +29,8 @@ class Layout:
     """All that memory depends on beside the model."""
 
     zero_stage: int
+    offload: bool = False
+    """Whether the optimizer's state lies in the machine's memory; not at the first stage."""
     world_size: int
     micro_batch: int
     accumulates: bool
@@ -47,6 +49,7 @@ class Layout:
         backend = auto if kernels.backend == "auto" else kernels.backend
         return cls(
             zero_stage=parallelism.zero_stage,
+            offload=parallelism.offload == "optimizer",
             world_size=parallelism.world_size,
             micro_batch=micro_batch,
             accumulates=accumulation > 1,
@@ -78,20 +81,23 @@ class Memory:
     logits: int
     """What the loss keeps and needs."""
     buffers: int
-    """For reducing gradients and gathering parameters."""
+    """For reducing gradients, gathering parameters and moving them to the machine's memory."""
     peak: int
     """The most at once: not all of the above are there at one time."""
+    machine: int = 0
+    """Bytes of the machine's own memory for this GPU's share of an offloaded optimizer: fp32 weights, both moments,
+    fp32 gradients, and what is on its way."""
 
 
 def memory(model: Model, layout: Layout) -> Memory:
     """What a training step takes."""
     n, w, e = count_parameters(model).total, layout.world_size, layout.itemsize
-    stage, mixed = layout.zero_stage, layout.precision == "bf16"
+    stage, mixed, offload = layout.zero_stage, layout.precision == "bf16", layout.offload
     tokens = layout.micro_batch * model.context
     bucket = e * min(n, REDUCE_BUCKET)
 
     # what ZeRO shards
-    weights, optimizer = e * n // (w if stage == 3 else 1), 12 * n // w
+    weights, optimizer = e * n // (w if stage == 3 else 1), 0 if offload else 12 * n // w
     fresh = e * n if stage == 1 else bucket  # gradients that have come out and are yet to be reduced
     whole, shard = 4 * n, 4 * n // w
     # added up in fp32; where all is fp32, stage 1 adds up in place, and so does stage 2 where there is nothing to add
@@ -100,14 +106,24 @@ def memory(model: Model, layout: Layout) -> Memory:
     # in bf16, stage 1 flattens what it has added up and rounds it to what is sent; the others fill buckets meanwhile
     flattened = 6 * min(n, REDUCE_BUCKET) if mixed and stage == 1 else 0
     filling = 0 if flattened else bucket
+    # offloaded gradients: stage 2 adds bf16 ones up here and moves them at a step's end, one by one; stage 3 moves each
+    # bucket, of which it makes fp32 numbers (where ranks gather parameters, in the room of those) and then copies
+    staged = e * _largest(model) if offload and stage == 2 else 0
+    copies = 4 * min(n, REDUCE_BUCKET) // w if offload and stage == 3 else 0
+    if offload:
+        summed = shard if mixed and stage == 2 else 0
+        if stage == 2 and not mixed and w == 1:
+            fresh = staged  # what has come out lies in the bucket
 
     held = weights + optimizer
     if stage == 3:
         held += summed + filling + (gathered if w > 1 else 0)
     elif flattened:
         held += summed
+    held += staged
     carried = {1: fresh + filling, 2: summed, 3: 0}[stage] if layout.accumulates else 0
     coming = {1: max(carried, fresh + filling), 2: carried + fresh + filling, 3: fresh}[stage]
+    coming += copies if w > 1 else 2 * copies
 
     block = _kept_by_block(model, layout) * tokens
     kept = model.n_layers * block
@@ -117,6 +133,10 @@ def memory(model: Model, layout: Layout) -> Memory:
     loss_kept, loss_more = _loss(model, layout, tokens)
     work = (e if layout.backend == "triton" else 4) * (model.d_model + 2 * model.d_ff) * tokens
     again = block if layout.recompute else 0
+    # fp32 weights, gradients and moments; then what the GPU is sent, or what it has sent and is added up
+    machine = 16 * n // w + (shard if stage == 3 else e * n // w + staged)
+    if stage == 2 and not mixed and layout.accumulates:
+        machine += shard
     begun = {1: max(carried, filling), 2: carried + filling, 3: 0}[stage] + e * model.vocab_size * model.d_model
     return Memory(
         weights=weights,
@@ -125,14 +145,20 @@ def memory(model: Model, layout: Layout) -> Memory:
         activations=kept + end,
         recomputed=again,
         logits=loss_kept + loss_more,
-        buffers=filling + flattened + gathered,
+        buffers=filling + flattened + gathered + staged + copies,
+        machine=machine if offload else 0,
         peak=max(
             held + carried + kept + end + loss_kept + loss_more,
             held + begun + kept + again + work,
             held + coming + again + work,
-            weights + optimizer + summed + fresh + filling + flattened + gathered,
+            0 if offload else weights + optimizer + summed + fresh + filling + flattened + gathered,
         ),
     )
+
+
+def _largest(model: Model) -> int:
+    """Numbers in the largest matrix: an embedding, or gate and up."""
+    return model.d_model * max(model.vocab_size, 2 * model.d_ff)
 
 
 def _kept_by_block(model: Model, layout: Layout) -> int:

@@ -206,6 +206,8 @@ def _memory(plan: Plan) -> Table:
     for name, (size, remark) in parts.items():
         if size:
             table.add_row(f"  {name}", gigabytes(size), remark)
+    if fit.machine:
+        table.add_row("machine's memory", gigabytes(fit.machine), "fp32 weights, gradients and moments of its ranks")
     table.add_row("at its most", gigabytes(needed.peak), "not all of these are there at one time")
     if fit.usable is None:
         table.add_row("usable", NOT_KNOWN, "choose hardware=a100 or the like to see whether it fits")
