@@ -176,7 +176,7 @@ def in_turn(study: Study, train: Train, console: Console) -> int:
 
 
 def side_by_side(study: Study, program: Path, console: Console) -> int:
-    """Each job a process of its own, so many at a time, with GPUs or cores of its own."""
+    """Each job a process of its own, so many at a time, with GPUs or cores of its own, or a part of a GPU."""
     waiting = study.jobs_left()
     free: list[Mapping[str, str]] = list(shared_out(study.configs))
     running: dict[int, tuple[subprocess.Popen[bytes], Mapping[str, str]]] = {}
@@ -218,18 +218,18 @@ def _begin(study: Study, number: int, program: Path, devices: Mapping[str, str])
 
 
 def shared_out(configs: Sequence[RunConfig]) -> Iterator[dict[str, str]]:
-    """What each of the jobs that run at the same time has for itself. Raises ConfigError where there is not enough."""
-    jobs = configs[0].study.at_a_time
+    """The GPUs of each job of those that run at the same time. Raises ConfigError where there are not enough."""
+    jobs, per_gpu = configs[0].study.at_a_time, configs[0].study.per_gpu
     each = max(one.parallelism.gpus if one.parallelism.device == "cuda" else 0 for one in configs)
     if not each:
         yield from [{}] * jobs
         return
     here = visible_gpus()
-    if len(here) < jobs * each:
-        says = f"{jobs} jobs of {each} GPUs each are more than the {len(here)} here: lower it or parallelism.gpus"
-        raise ConfigError([Problem("study.at_a_time", says)])
+    if len(here) * per_gpu < jobs * each:
+        says = f"{jobs} jobs of {each} GPUs each, {per_gpu} to a GPU, are more than the {len(here)} here: lower it"
+        raise ConfigError([Problem("study.at_a_time", f"{says} or parallelism.gpus, or raise study.per_gpu")])
     for first in range(0, jobs * each, each):
-        yield {"CUDA_VISIBLE_DEVICES": ",".join(here[first : first + each])}
+        yield {"CUDA_VISIBLE_DEVICES": ",".join(here[gpu % len(here)] for gpu in range(first, first + each))}
 
 
 def on_slurm(study: Study, program: Path, console: Console) -> int:

@@ -163,6 +163,22 @@ BETWEEN = [
         "parallelism.zero_stage=2",
     ),
     (
+        "study.at_a_time=2 study.per_gpu=2",
+        "study.per_gpu: 2 jobs on a GPU, and parallelism.device=cpu has none: set study.at_a_time alone, or leave it 1",
+    ),
+    (
+        "parallelism=zero1 study.at_a_time=2 study.per_gpu=2",
+        "study.per_gpu: 2 jobs on a GPU, and parallelism.gpus=4: only jobs of one GPU share it, or leave it 1",
+    ),
+    (
+        "parallelism=single study.launcher=slurm study.at_a_time=2 study.per_gpu=2",
+        "study.per_gpu: 2 jobs on a GPU, and study.launcher=slurm gives each job GPUs of its own, or leave it 1",
+    ),
+    (
+        "parallelism=single study.at_a_time=2 study.per_gpu=3",
+        "study.per_gpu: 3 jobs on a GPU, and study.at_a_time=2 trains fewer at once: raise it, or leave it 1",
+    ),
+    (
         "data.sources.code.weight=natural",
         "data.sources.text.weight: 0.7 beside the natural weight of code: make all of them natural, or none",
     ),

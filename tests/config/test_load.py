@@ -125,6 +125,7 @@ DOES_NOT: list[dict[str, Any]] = [
     {"study.point": "d_model=16"},
     {"study.launcher": "slurm"},
     {"study.at_a_time": 2},
+    {"study.per_gpu": 2, "study.at_a_time": 2, "parallelism.device": "cuda"},
     {"slurm.partition": "gpu"},
     {"slurm.account": "us"},
     {"slurm.qos": "high"},

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from tinyllama import jobs
-from tinyllama.config.load import run_folder
+from tinyllama.config.load import ConfigError, run_folder
 from tinyllama.config.schema import RunConfig
 from tinyllama.jobs import QUEUED, Study, on_slurm
 from tinyllama.launch.queue import JobState
@@ -130,3 +130,38 @@ def test_folders_of_one_name_are_two_points(grid: Grid, monkeypatch: pytest.Monk
     (slurm.study.folder / "jobs").mkdir(parents=True)
     assert slurm.run() == 0
     assert slurm.log[-1] == ("wait", ["0_0", "0_1"])
+
+
+@pytest.mark.parametrize(
+    ("line", "given"),
+    [
+        ("study.at_a_time=2", ["0", "1"]),
+        ("study.at_a_time=3 study.per_gpu=2", ["0", "1", "2"]),
+        ("study.at_a_time=5 study.per_gpu=2", ["0", "1", "2", "0", "1"]),
+        ("study.at_a_time=6 study.per_gpu=2", ["0", "1", "2", "0", "1", "2"]),
+        ("study.at_a_time=1 parallelism.gpus=2", ["0,1"]),
+    ],
+)
+def test_gpus_are_shared_out(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, line: str, given: list[str]
+) -> None:
+    monkeypatch.setattr(jobs, "visible_gpus", lambda: ["0", "1", "2"])
+    shares = list(jobs.shared_out([config("parallelism=single", *line.split())] * 2))
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == given
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("study.at_a_time=4", "4 jobs of 1 GPUs each, 1 to a GPU, are more than the 3 here"),
+        ("study.at_a_time=7 study.per_gpu=2", "7 jobs of 1 GPUs each, 2 to a GPU, are more than the 3 here"),
+        ("study.at_a_time=2 parallelism.gpus=2", "2 jobs of 2 GPUs each, 1 to a GPU, are more than the 3 here"),
+    ],
+)
+def test_more_jobs_than_gpus_are_refused(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, line: str, says: str
+) -> None:
+    monkeypatch.setattr(jobs, "visible_gpus", lambda: ["0", "1", "2"])
+    with pytest.raises(ConfigError) as refusal:
+        list(jobs.shared_out([config("parallelism=single", *line.split())] * 2))
+    assert str(refusal.value) == f"study.at_a_time: {says}: lower it or parallelism.gpus, or raise study.per_gpu"

@@ -141,3 +141,13 @@ def test_a_billion_parameters_train_on_24_gigabytes(fitted: Callable[..., Fit]) 
         moved.machine, rel=0.01
     )
     assert fitted(*line).machine == 0
+
+
+def test_jobs_that_share_a_gpu_share_its_memory(config: Callable[..., RunConfig]) -> None:
+    line = [*GPU, "model=60m", "hardware=h200", "parallelism.micro_batch=auto", "study.at_a_time=4"]
+    alone, shared = config(*line), config(*line, "study.per_gpu=4")
+    assert usable_bytes(alone) == 141 * 10**9 - CONTEXT_BYTES
+    assert usable_bytes(shared) == 141 * 10**9 // 4 - CONTEXT_BYTES
+    batches = [4096]
+    assert fit(shared, batches=batches).micro_batch < fit(alone, batches=batches).micro_batch
+    assert 4 * (fit(shared, batches=batches).needed.peak + CONTEXT_BYTES) <= 141 * 10**9

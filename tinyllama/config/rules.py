@@ -121,6 +121,22 @@ def offloading_saves_memory(parallelism: Parallelism) -> Broken:
         )
 
 
+def jobs_can_share_a_gpu(study: Study, parallelism: Parallelism) -> Broken:
+    """Jobs that share a GPU are of one rank each and are trained at once, on this machine."""
+    if study.per_gpu == 1:
+        return
+    why_not = {
+        "parallelism.device=cpu has none: set study.at_a_time alone": parallelism.device == "cpu",
+        f"parallelism.gpus={parallelism.gpus}: only jobs of one GPU share it": parallelism.world_size > 1,
+        "study.launcher=slurm gives each job GPUs of its own": study.launcher == "slurm",
+        f"study.at_a_time={study.at_a_time} trains fewer at once: raise it": study.at_a_time < study.per_gpu,
+    }
+    for reason, holds in why_not.items():
+        if holds:
+            yield "study.per_gpu", f"{study.per_gpu} jobs on a GPU, and {reason}, or leave it 1"
+            return
+
+
 def a_requeued_job_goes_on(resume: str, study: Study) -> Broken:
     """A job on SLURM is the same command each time that it is queued again."""
     if resume == "never" and study.launcher == "slurm":
@@ -256,6 +272,7 @@ RULES: tuple[Callable[..., Broken], ...] = (
     decay_belongs_to_wsd,
     nodes_meet,
     offloading_saves_memory,
+    jobs_can_share_a_gpu,
     a_requeued_job_goes_on,
     kernels_can_run,
     what_is_compiled_can_be,

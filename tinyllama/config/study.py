@@ -22,6 +22,8 @@ class Study(Section):
     """Whether this machine trains the points, or SLURM does, through submitit, an array of jobs."""
     at_a_time: PositiveInt
     """Jobs on this machine at the same time, each with GPUs of its own; points that share a trunk are one job."""
+    per_gpu: PositiveInt = 1
+    """How many of those jobs may share a GPU, each with its part of the memory."""
     share_trunks: bool
     """With schedule=wsd, start from the longest stretch before the decay that another run in runs_dir has trained."""
 

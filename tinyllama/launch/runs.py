@@ -273,7 +273,7 @@ def _what_sets_the_rate(config: dict[str, Any]) -> list[Any]:
     layout, train = config["parallelism"], config["train"]
     shape = {key: value for key, value in config["model"].items() if key != "name"}
     share = [layout[key] for key in ("nodes", "gpus", "threads")] if layout["device"] == "cpu" else []
-    how = [layout["device"], layout["recompute"], layout.get("offload", "none")]
+    how = [layout["device"], layout["recompute"], layout.get("offload", "none"), config["study"].get("per_gpu", 1)]
     how += [train["precision"], train["mask_documents"]]
     return [shape, config["hardware"]["name"], config["kernels"], *how, *share]
 

@@ -50,10 +50,11 @@ class Fit:
 
 
 def usable_bytes(config: RunConfig) -> int | None:
-    """What one rank may fill with tensors: of a GPU, all but what CUDA takes; of memory that ranks share, its part."""
+    """What one rank may fill with tensors: of a GPU, or of its part where jobs share one, all but what CUDA takes; of
+    memory that ranks share, its part."""
     given, parallelism = config.hardware.memory_gb, config.parallelism
     if parallelism.device == "cuda":
-        return None if given is None else max(0, round(given * 1e9) - CONTEXT_BYTES)
+        return None if given is None else max(0, round(given * 1e9) // config.study.per_gpu - CONTEXT_BYTES)
     if given is not None:
         return round(given * 1e9) // parallelism.gpus
     return max(0, _this_machines_bytes() // parallelism.gpus - LIBRARIES_BYTES)
