@@ -47,6 +47,18 @@ oldest: ## run the kernels' tests on the oldest torch and triton that will do
 	.venv-oldest/bin/python -m pip install --quiet "torch==2.11.*" "triton==3.6.*" "numpy<2.4" hydra-core omegaconf pydantic rich pytest pytest-xdist
 	.venv-oldest/bin/python -m pytest -W "ignore:Conversion of an array:DeprecationWarning" tests/kernels tests/model/test_kernels.py
 
+DEVICE = $(shell $(BIN)/python -c "import torch; print('gpu' if torch.cuda.is_available() else 'cpu')")
+RESULT = benchmarks/results/$(shell date +%F)-$(DEVICE)
+PEERS ?= $(BIN)/python
+
+bench: $(INSTALLED) ## measure what this machine can; PEERS=PYTHON is one that has litgpt and Liger-Kernel
+	test $(DEVICE) = cpu || $(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/step.py --peers $(PEERS) --out $(RESULT)-step.json
+	$(BIN)/python benchmarks/startup.py --out $(RESULT)-startup.json
+	$(BIN)/python benchmarks/sweep.py --out $(RESULT)-sweep.json
+	$(BIN)/python benchmarks/checkpoint.py --out $(RESULT)-checkpoint.json
+	$(BIN)/python benchmarks/generate.py --out $(RESULT)-generate.json
+
 check: $(INSTALLED) ## lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -62,4 +74,4 @@ lock: $(INSTALLED) ## write down what is installed, torch and triton left to the
 clean: ## remove the environment and caches; runs and data sets stay
 	rm -rf $(VENV) .venv-oldest .pytest_cache .mypy_cache .ruff_cache tinyllama.egg-info
 
-.PHONY: help install demo study ui test faults slurm compile oldest check lock clean
+.PHONY: help install demo study ui test faults slurm compile oldest bench check lock clean

@@ -262,15 +262,22 @@ def versions() -> dict[str, str]:
     return found
 
 
+def case_of(folder: Path) -> dict[str, Any]:
+    """A case as it was written into a folder."""
+    import torch
+
+    case: dict[str, Any] = json.loads((folder / "case.json").read_text())
+    case |= torch.load(folder / "given.pt", mmap=True)
+    return case | {"tokens": case["tokens"].to(case["device"])}
+
+
 def main(name: str, folder: Path, tell: Callable[[dict[str, Any]], None], asked: Iterable[str]) -> None:
     """Answers each line of `asked`."""
     import torch
 
-    case = json.loads((folder / "case.json").read_text())
+    case = case_of(folder)
     device = case["device"]
     torch.set_num_threads(case["threads"])
-    case |= torch.load(folder / "given.pt", mmap=True)
-    case["tokens"] = case["tokens"].to(device)
     step = BUILT[name](case)
     tell({"versions": versions()})
     for line in asked:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.step_cases import CPU, GPU, Case, floor
+from benchmarks.step_profile import group_of
 from tests.benchmarks import patched
 
 CASES = {case.name: case for case in (*CPU, *GPU)}
@@ -22,7 +23,8 @@ small = Model(name="tiny", vocab_size=96, context=24, d_model=32, n_layers=2, n_
 step.Case.shape = property(lambda self: small)
 """
 CALL = "run([case], device='cpu', threads=1, peers=None, rounds=2, least_s=0.0, out=out)"
-ran = partial(patched.ran, "step", CALL)
+ran_as = partial(patched.ran, "step")
+ran = partial(ran_as, CALL)
 
 
 def tiny(*who: str, precision: str = "fp32") -> str:
@@ -85,3 +87,29 @@ def test_the_floor_is_the_work_at_the_rates() -> None:
     assert parts["optimizer"] == pytest.approx(1.1e9 * 40 / 4300e9, rel=0.01)
     assert floor(case, {"tflop_per_s": 395.0, "gb_per_s": 4300.0})["loss"] == pytest.approx(2 * parts["loss"])
     assert set(CASES) >= {"1.1b-bf16", "nano-fp32", "5m-bf16"}
+
+
+def test_the_time_of_a_step_is_shared_out_by_group(tmp_path: Path) -> None:
+    patch = tiny("tinyllama") + "from benchmarks import step_profile\nstep.profiled = step_profile.run\n"
+    call = "profiled(case, ['tinyllama'], device='cpu', threads=1, steps=2)"
+    said = ran_as(call, tmp_path / "out.json", patch=patch, expect=0)
+    for group in ("matrix products", "attention", "elementwise", "optimizer", "gaps", "step"):
+        assert f"│ {group}" in said
+    assert "tinyllama, 14m-fp32, 1 x 24 tokens" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("aten::mm", "matrix products"),
+        ("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_TNN", "matrix products"),
+        ("_attention_forward", "attention"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention"),
+        ("aten::_fused_adamw_", "optimizer"),
+        ("ncclDevKernel_AllReduce_Sum_f32_RING_LL", "communication"),
+        ("_swiglu_forward", "elementwise"),
+        ("aten::mul", "elementwise"),
+    ],
+)
+def test_a_kernel_is_counted_where_it_belongs(name: str, group: str) -> None:
+    assert group_of(name) == group
