@@ -12,9 +12,8 @@ import math
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from tinyllama.plan.count import count_flops
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = "transformers"
-CHECKED = 5
+CHECKED, GAIN = 5, 3.0
 APART = {"fp32": 2e-5, "bf16": 2e-2}
 """How far a loss may be from Hugging Face's, relatively: sums in another order, and roundings to bf16."""
 
@@ -49,7 +48,9 @@ def written(case: Case, folder: Path, *, device: str, threads: int) -> None:
         meta = Llama(shape, ops=kernels.TORCH)
     seeded = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, shape.vocab_size, (case.sequences, shape.context + 1), generator=seeded)
-    torch.save({"weights": initial_weights(meta, seed=1), "tokens": tokens}, folder / "given.pt")
+    # at their first size weights hardly tell one context from another, and a mistake in attention would not show
+    weights = {name: w if "norm" in name else GAIN * w for name, w in initial_weights(meta, seed=1).items()}
+    torch.save({"weights": weights, "tokens": tokens}, folder / "given.pt")
     layout = yaml.safe_load((ROOT / "conf/parallelism/single.yaml").read_text())
     told = {
         "shape": asdict(shape),
@@ -70,9 +71,7 @@ def begun(case: Case, folder: Path, *, peers: str | None) -> tuple[dict[str, Wor
     for name, worker in started.items():
         try:
             told[name] = worker.answer()
-            began = time.perf_counter()
-            first = worker.steps(CHECKED)
-            told[name] |= {"status": "measured", "losses": first["losses"], "first_s": time.perf_counter() - began}
+            told[name] |= {"status": "measured", "losses": worker.steps(CHECKED)["losses"]}
             working[name] = worker
         except WorkerError as error:
             worker.close()
@@ -88,9 +87,17 @@ def apart(losses: Sequence[float], expected: Sequence[float]) -> float:
 
 
 def measured(
-    case: Case, *, device: str, threads: int, peers: str | None, rounds: int, least_s: float
+    case: Case,
+    *,
+    device: str,
+    threads: int,
+    peers: str | None,
+    rounds: int,
+    least_s: float,
+    peak: float | None,
 ) -> dict[str, Any] | None:
     """A case's figures; None where ours have other losses than Hugging Face's."""
+    torch.set_num_threads(threads)  # for the machine's rates
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         written(case, folder, device=device, threads=threads)
@@ -99,10 +106,12 @@ def measured(
             for name, entry in told.items():
                 if name not in workers:
                     print(f"{case.name}: {name}: {entry['status']}", file=sys.stderr)
-                    if name in OURS or name == REFERENCE:
+                    if name in (REFERENCE, *OURS):
                         print((folder / f"{name}.log").read_text()[-2000:], file=sys.stderr)
-                        return None
-                    continue
+            if any(told[name]["status"] != "measured" for name in case.who if name in (REFERENCE, *OURS)):
+                return None
+            for name in list(workers):
+                entry = told[name]
                 entry["apart"] = apart(entry["losses"], told[REFERENCE]["losses"])
                 if not entry["apart"] <= APART[case.precision]:
                     entry["status"] = f"other losses than {REFERENCE}'s: {entry['apart']:.1e} apart"
@@ -123,22 +132,24 @@ def measured(
         finally:
             for worker in workers.values():
                 worker.close()
-    return figures(case, told, {key: max(limit[key] for limit in limits) for key in limits[0]})
+    return figures(case, told, {key: max(limit[key] for limit in limits) for key in limits[0]}, peak=peak)
 
 
 def _steps(worker: Worker, least_s: float) -> int:
     return max(1, min(200, round(least_s / max(worker.steps(1)["seconds"], 1e-6))))
 
 
-def figures(case: Case, told: dict[str, dict[str, Any]], limits: Mapping[str, float]) -> dict[str, Any]:
-    """What the seconds of all rounds say."""
+def figures(
+    case: Case, told: dict[str, dict[str, Any]], limits: Mapping[str, float], *, peak: float | None
+) -> dict[str, Any]:
+    """What the seconds of all rounds say; MFU is of the device's peak in TFLOP/s, or of the measured matmul rate."""
     tokens, parts, work = case.sequences * case.shape.context, floor(case, limits), count_flops(case.shape)
     reference = told[REFERENCE]["seconds"]
     for entry in told.values():
         if not (seconds := entry.get("seconds")):
             continue
         middle = spread(seconds)["median"]
-        most = limits["tflop_per_s"] * 1e12 * middle / tokens
+        most = (peak or limits["tflop_per_s"]) * 1e12 * middle / tokens
         entry["tokens_per_s"] = spread([tokens / second for second in seconds])
         entry["times_transformers"] = spread([b / a for a, b in zip(seconds, reference, strict=True)])
         entry["of_floor"] = sum(parts.values()) / middle
@@ -157,13 +168,13 @@ def figures(case: Case, told: dict[str, dict[str, Any]], limits: Mapping[str, fl
         for how in ("", " compiled")
         if f"engine{how}" in seconds
     }
-    goals = {
-        peer: {"least": least, "reached": ratios.get(f"{best} over {peer}", {}).get("median")}
-        for peer, least in case.goals.items()
-    }
+    goals = {of if " over " in of else f"{best} over {of}": {"least": least} for of, least in case.goals.items()}
+    for name, goal in goals.items():
+        goal["reached"] = ratios.get(name, {}).get("median")
     return {
         "case": case.name, "sequences": case.sequences, "context": case.shape.context, "limits": dict(limits),
-        "floor_s": parts, "goals": goals, "ratios": ratios, "implementations": told,
+        "floor_s": parts, "mfu_of_tflop_per_s": peak or limits["tflop_per_s"], "goals": goals, "ratios": ratios,
+        "implementations": told,
     }  # fmt: skip
 
 
@@ -191,6 +202,7 @@ def run(
     peers: str | None,
     rounds: int,
     least_s: float,
+    peak: float | None,
     out: Path | None,
 ) -> int:
     """Measure, print a table for each case, and write a file where one is asked for, anew after each."""
@@ -200,7 +212,7 @@ def run(
         told["device"] = torch.cuda.get_device_name(0)
     told["cases"] = []
     for case in cases:
-        one = measured(case, device=device, threads=threads, peers=peers, rounds=rounds, least_s=least_s)
+        one = measured(case, device=device, threads=threads, peers=peers, rounds=rounds, least_s=least_s, peak=peak)
         if one is None:
             print(f"{case.name}: nothing is told", file=sys.stderr)
             return 1
@@ -208,11 +220,20 @@ def run(
         told["load_after"] = os.getloadavg()
         Console().print(table(one))
         for name, ratio in one["ratios"].items():
-            print(f"{name}: {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})")
+            aim = f", to be {one['goals'][name]['least']}" if name in one["goals"] else ""
+            print(f"{name}: {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}){aim}")
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(told, indent=1) + "\n")
     return 0
+
+
+def peak_of(hardware: str) -> float | None:
+    """An option of conf/hardware's peak, in TFLOP/s, its own or that of the option that it begins with."""
+    given = yaml.safe_load((ROOT / f"conf/hardware/{hardware}.yaml").read_text())
+    base = [option for option in given.get("defaults", []) if option != "_self_"]
+    peak: float | None = given["peak_tflops"] if "peak_tflops" in given else peak_of(base[0])
+    return peak
 
 
 def main() -> int:
@@ -225,17 +246,27 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--least", type=float, default=1.0, metavar="SECONDS", help="that a round takes for each")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--who", help="some of the implementations, transformers among them")
+    parser.add_argument(
+        "--hardware", help="an option of conf/hardware, whose peak MFU is of; or else the measured rate"
+    )
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     if unknown := set(given.cases.split(",")) - known.keys():
         parser.error(f"no case of this machine: {', '.join(sorted(unknown))}")
+    cases = [known[name] for name in given.cases.split(",")]
+    if given.who:
+        cases = [replace(case, who=tuple(name for name in case.who if name in given.who.split(","))) for case in cases]
+    if not all(REFERENCE in case.who for case in cases):
+        parser.error(f"all are held to {REFERENCE}: name it too")
     return run(
-        [known[name] for name in given.cases.split(",")],
+        cases,
         device=device,
         threads=given.threads,
         peers=given.peers,
         rounds=given.rounds,
         least_s=given.least,
+        peak=None if given.hardware is None else peak_of(given.hardware),
         out=given.out,
     )
 

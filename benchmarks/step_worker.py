@@ -101,8 +101,8 @@ def plain(model: Any, loss_of: Callable[[Any], Any], case: dict[str, Any]) -> St
                 master.grad = parameter.grad.float()
         torch.nn.utils.clip_grad_norm_(masters, CLIP)
         optimizer.step()
-        for parameter in parameters:
-            parameter.grad = None
+        for tensor in (*parameters, *masters):
+            tensor.grad = None
         if not wide:
             with torch.no_grad():
                 torch._foreach_copy_(parameters, masters)
@@ -282,7 +282,9 @@ def main(name: str, folder: Path, tell: Callable[[dict[str, Any]], None], asked:
     tell({"versions": versions()})
     for line in asked:
         if device == "cuda":
+            step()  # its memory is allocated anew
             torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
         losses = [step() for _ in range(int(line))]  # a loss is waited for, as a trainer that logs does
         seconds = time.perf_counter() - began

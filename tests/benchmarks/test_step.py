@@ -22,7 +22,7 @@ small = Model(name="tiny", vocab_size=96, context=24, d_model=32, n_layers=2, n_
                    rope_theta=10000.0, norm_eps=1e-5)
 step.Case.shape = property(lambda self: small)
 """
-CALL = "run([case], device='cpu', threads=1, peers=None, rounds=2, least_s=0.0, out=out)"
+CALL = "run([case], device='cpu', threads=1, peers=None, rounds=2, least_s=0.0, peak=None, out=out)"
 ran_as = partial(patched.ran, "step")
 ran = partial(ran_as, CALL)
 
@@ -51,10 +51,8 @@ def test_all_are_measured_beside_each_other(tmp_path: Path, precision: str) -> N
         assert entry["versions"]["torch"]
     assert entries["litgpt compiled"]["status"] in ("not installed: litgpt", "measured")
     best = min(("tinyllama", "engine"), key=lambda name: sum(entries[name]["seconds"]))
-    assert case["goals"]["transformers"] == {
-        "least": 1.5,
-        "reached": case["ratios"][f"{best} over transformers"]["median"],
-    }
+    over = f"{best} over transformers"
+    assert case["goals"] == {over: {"least": 1.5, "reached": case["ratios"][over]["median"]}}
 
 
 SPOILT = """
@@ -64,16 +62,20 @@ written_ = step.written
 def written(case, folder, **how):
     written_(case, folder, **how)
     told = step.json.loads((folder / "case.json").read_text())
-    told["huggingface"]["rms_norm_eps"] = 0.5
+    told["huggingface"] |= CHANGED
     (folder / "case.json").write_text(step.json.dumps(told))
 step.written = written
 """
 
 
-def test_other_losses_of_ours_are_seen(tmp_path: Path) -> None:
-    said = ran(tmp_path / "out.json", patch=tiny("tinyllama", "transformers") + SPOILT, expect=1)
-    assert "14m-fp32: tinyllama: other losses than transformers's" in said
-    assert "14m-fp32: nothing is told" in said
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_other_losses_of_ours_are_seen(tmp_path: Path, precision: str) -> None:
+    """In bf16 too: positions that are hardly turned, which with weights as they begin would hide among roundings."""
+    changed = {"rope_theta": 1e12, "rope_parameters": {"rope_type": "default", "rope_theta": 1e12}}
+    patch = tiny("tinyllama", "transformers", precision=precision) + SPOILT.replace("CHANGED", repr(changed))
+    said = ran(tmp_path / "out.json", patch=patch, expect=1)
+    assert f"14m-{precision}: tinyllama: other losses than transformers's" in said
+    assert f"14m-{precision}: nothing is told" in said
     assert not (tmp_path / "out.json").exists()
 
 
@@ -84,7 +86,7 @@ def test_the_floor_is_the_work_at_the_rates() -> None:
     assert parts["matrix products"] + parts["loss"] == pytest.approx(128.7e-3, rel=0.01)
     assert parts["elementwise"] == pytest.approx(15.1e-3, rel=0.05)
     assert parts["attention"] == pytest.approx(16384 * 0.554e9 / 790e12, rel=0.01)
-    assert parts["optimizer"] == pytest.approx(1.1e9 * 40 / 4300e9, rel=0.01)
+    assert parts["optimizer"] == pytest.approx(1.1e9 * 30 / 4300e9, rel=0.01)
     assert floor(case, {"tflop_per_s": 395.0, "gb_per_s": 4300.0})["loss"] == pytest.approx(2 * parts["loss"])
     assert set(CASES) >= {"1.1b-bf16", "nano-fp32", "5m-bf16"}
 

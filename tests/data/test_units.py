@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -260,9 +261,10 @@ def test_a_killed_worker_is_told_and_what_was_done_stays(given: Data, tmp_path: 
 
     def kill_one() -> None:
         while not killed:
-            if workers := multiprocessing.active_children():
-                os.kill(workers[0].pid or 0, signal.SIGKILL)
-                killed.append(workers[0].pid)
+            with suppress(RuntimeError):  # the pool adds to them at this moment
+                if workers := multiprocessing.active_children():
+                    os.kill(workers[0].pid or 0, signal.SIGKILL)
+                    killed.append(workers[0].pid)
             time.sleep(0.01)
 
     thread = threading.Thread(target=kill_one, daemon=True)
