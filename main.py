@@ -53,7 +53,6 @@ def run() -> int:
         points = composed()
         if not points:  # Hydra has shown what was asked for
             return 0
-
         from tinyllama import tasks
         from tinyllama.config.load import load, run_folder
 
@@ -183,10 +182,10 @@ def train_rank(run_dir: Path, lifeline: Lifeline) -> bool:
     tokenizer = Tokenizer.load(data / manifest.tokenizer.file)
     planned = make_plan(config, measured_tokens=tasks.sizes(manifest))
 
-    run_on, precision = config.kernels, config.train.precision
-    ops = kernels.select(run_on.backend, attention=run_on.attention, device=layout.device, precision=precision)
+    how, precision = config.kernels, config.train.precision
+    ops = kernels.select(how.backend, attention=how.attention, device=layout.device, precision=precision)
     end = tokenizer.eos if config.train.mask_documents else None
-    model = Llama(config.model, ops=ops, recompute=layout.recompute, document_end=end, compiled=run_on.compile)
+    model = Llama(config.model, ops=ops, recompute=layout.recompute, document_end=end, compiled=how.compile)
     state, resumed = starting_state(
         model,
         checkpoints=run_dir / runs.CHECKPOINTS,

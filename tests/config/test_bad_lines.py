@@ -168,7 +168,7 @@ BETWEEN = [
     ),
     (
         "parallelism=zero1 study.at_a_time=2 study.per_gpu=2",
-        "study.per_gpu: 2 jobs on a GPU, and parallelism.gpus=4: only jobs of one GPU share it, or leave it 1",
+        "study.per_gpu: 2 jobs on a GPU, and each has 4: only jobs of one GPU share it, or leave it 1",
     ),
     (
         "parallelism=single study.launcher=slurm study.at_a_time=2 study.per_gpu=2",

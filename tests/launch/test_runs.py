@@ -224,6 +224,17 @@ def test_a_run_that_began_before_a_knob_was_there_is_the_same_run(
     assert "unique_tokens" not in json.dumps(runs.essence(run)), "or its digest would be another"
 
 
+def test_a_run_from_before_a_choice_was_there_is_read(tmp_path: Path, config: Config, data: DataIdentity) -> None:
+    run = of(config, steps=100)
+    begin(tmp_path, run, data)
+    whole = json.loads((tmp_path / "config.json").read_text())
+    for section, key in (("kernels", "compile"), ("parallelism", "offload"), ("study", "per_gpu")):
+        del whole["config"][section][key]
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    assert thaw(tmp_path).config == run
+    assert runs._what_sets_the_rate(whole["config"]) == runs._what_sets_the_rate(as_dict(run))
+
+
 def test_what_another_version_froze_is_said_to_be_that(tmp_path: Path, config: Config, data: DataIdentity) -> None:
     begin(tmp_path, of(config, steps=100), data)
     whole = json.loads((tmp_path / "config.json").read_text())

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tinyllama import kernels
 from tinyllama.config.schema import Model, RunConfig
+from tinyllama.model.layers import rope_tables
 from tinyllama.model.llama import Llama
 from tinyllama.plan.count import count_flops, count_parameters
 
@@ -80,8 +81,9 @@ def test_flops_are_those_that_pytorch_counts(config: Callable[..., RunConfig], n
     with FlopCounterMode(display=False) as counter:
         x = model.embedding(tokens).requires_grad_()
         update = None
+        angles = rope_tables(shape.context, shape.head_dim, shape.rope_theta, torch.device("meta"))
         for block in model.blocks:
-            x, update, _ = block(x, update)
+            x, update, _ = block(x, update, angles)
         normed, _ = model.norm(x, update)
         loss, _ = model.head(normed, tokens)
         loss.backward()

@@ -127,7 +127,7 @@ def jobs_can_share_a_gpu(study: Study, parallelism: Parallelism) -> Broken:
         return
     why_not = {
         "parallelism.device=cpu has none: set study.at_a_time alone": parallelism.device == "cpu",
-        f"parallelism.gpus={parallelism.gpus}: only jobs of one GPU share it": parallelism.world_size > 1,
+        f"each has {parallelism.world_size}: only jobs of one GPU share it": parallelism.world_size > 1,
         "study.launcher=slurm gives each job GPUs of its own": study.launcher == "slurm",
         f"study.at_a_time={study.at_a_time} trains fewer at once: raise it": study.at_a_time < study.per_gpu,
     }

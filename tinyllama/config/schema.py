@@ -174,7 +174,7 @@ class Kernels(Section):
     on a CPU."""
     attention: Literal["triton", "sdpa"]
     """Whose attention goes with the Triton kernels: ours, or PyTorch's scaled_dot_product_attention."""
-    compile: bool
+    compile: bool = False
     """Have torch.compile fuse what a training step does beside them, at the first step."""
 
 

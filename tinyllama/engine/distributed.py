@@ -5,8 +5,10 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -111,3 +113,23 @@ def _end() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(0)
+
+
+@contextmanager
+def kept_alive(beat: Beat, *, every: float = 5.0, at_most: float = 3600.0) -> Iterator[None]:
+    """Within, a thread gives signs of life: a compilation takes minutes where much else runs. But not for ever."""
+    ended = threading.Event()
+
+    def give() -> None:
+        for _ in range(round(at_most / every)):
+            if ended.wait(every):
+                return
+            beat()
+
+    thread = threading.Thread(target=give, name="signs of life", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -12,7 +12,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tinyllama.config.schema import Optimizer, Parallelism
-from tinyllama.engine.distributed import Ranks, share_out, sum_over_ranks
+from tinyllama.engine.distributed import Ranks, kept_alive, share_out, sum_over_ranks
 from tinyllama.engine.room import BYTES
 from tinyllama.engine.settings import settings
 from tinyllama.model.llama import Llama
@@ -99,6 +99,7 @@ class Engine:
         self.ranks = ranks
         self.device = device
         self.beat = beat
+        self._compiles = model.compiled
         self.seat(state)
 
     def step(
@@ -120,9 +121,11 @@ class Engine:
         totals = torch.tensor([0.0, *votes], device=self.device)
         for index, sequences in enumerate(micro_batches):
             tokens = sequences.to(self.device, non_blocking=True)
-            loss, _ = self._engine(tokens[:, :-1], tokens[:, 1:])
+            with kept_alive(self.beat) if self._compiles else nullcontext():
+                loss, _ = self._engine(tokens[:, :-1], tokens[:, 1:])
+                self._engine.backward(loss)
+            self._compiles = False
             totals[0] += loss.detach()
-            self._engine.backward(loss)
             self.beat()
             if index == accumulation - 1:
                 total, *voted = sum_over_ranks(totals).tolist()
@@ -197,7 +200,8 @@ class Engine:
             flat[0].fill_(math.nan)
             return
         if norms := getattr(optimizer, "norm_for_param_grads", None):  # offloaded, they are taken as gradients leave
-            norms[next(iter(norms))] = torch.tensor(math.nan)
+            first = next(iter(norms))
+            norms[first] = torch.full_like(norms[first], math.nan)
             return
         smallest = min(self._engine.module.parameters(), key=lambda p: getattr(p, "ds_numel", p.numel()))
         shape = getattr(smallest, "ds_shape", smallest.shape)

@@ -275,7 +275,8 @@ def _what_sets_the_rate(config: dict[str, Any]) -> list[Any]:
     share = [layout[key] for key in ("nodes", "gpus", "threads")] if layout["device"] == "cpu" else []
     how = [layout["device"], layout["recompute"], layout.get("offload", "none"), config["study"].get("per_gpu", 1)]
     how += [train["precision"], train["mask_documents"]]
-    return [shape, config["hardware"]["name"], config["kernels"], *how, *share]
+    kernels = {"compile": False} | config["kernels"]  # runs of earlier versions had no such choice
+    return [shape, config["hardware"]["name"], kernels, *how, *share]
 
 
 def is_begun(run_dir: Path) -> bool:

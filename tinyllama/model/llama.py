@@ -48,6 +48,7 @@ class Llama(nn.Module):
         self.shape = shape
         self.recompute = recompute
         self.document_end = document_end
+        self.compiled = compiled
         self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
         self.blocks = nn.ModuleList(Block(shape, ops) for _ in range(shape.n_layers))
         self.norm = RMSNorm(shape.d_model, shape.norm_eps, ops)

@@ -99,7 +99,7 @@ def _layout(config: RunConfig, batches: Sequence[int], micro_batch: int, **chang
 
 def _remedy(config: RunConfig, batches: Sequence[int], largest: int, usable: int) -> str | None:
     """The first of what costs least speed: a smaller micro-batch, recomputation, more sharding, the optimizer's state
-    in the machine's memory, more GPUs.
+    in the machine's memory, more GPUs, or fewer jobs on each.
 
     Recomputation takes a third more of the GPU at most; what the processor's step takes is for each machine to say.
     """
@@ -111,6 +111,11 @@ def _remedy(config: RunConfig, batches: Sequence[int], largest: int, usable: int
         for micro_batch in choices if math.gcd(*batches) % world == 0 else ():
             if memory(config.model, _layout(config, batches, micro_batch, **changes)).peak <= usable:
                 return " ".join([*settings, f"parallelism.micro_batch={micro_batch}"])
+    for sharers in range(config.study.per_gpu - 1, 0, -1):
+        room = usable_bytes(replace(config, study=replace(config.study, per_gpu=sharers))) or 0
+        for micro_batch in reversed(divisors(math.gcd(*batches))):
+            if memory(config.model, _layout(config, batches, micro_batch)).peak <= room:
+                return f"study.per_gpu={sharers} parallelism.micro_batch={micro_batch}"
     return None
 
 
@@ -121,24 +126,27 @@ def _steps(config: RunConfig) -> Iterator[tuple[list[str], dict[str, int]]]:
     if not parallelism.recompute:
         settings, changes = ["parallelism.recompute=true"], {"recompute": True}
         yield settings, changes
-    sharding = range(parallelism.zero_stage + 1, 4)
+    most = 2 if config.kernels.compile else 3  # what is compiled needs whole parameters
+    sharding = range(parallelism.zero_stage + 1, most + 1)
     for stage in sharding:  # the second needs less room to reduce gradients, on one GPU too
         yield [*settings, f"parallelism.zero_stage={stage}"], changes | {"zero_stage": stage}
     if parallelism.device == "cpu":
         return  # more processes would share the same memory, and the optimizer is in it already
     if parallelism.offload == "none":
-        for stage in range(max(parallelism.zero_stage, 2), 4):
+        for stage in range(max(parallelism.zero_stage, 2), most + 1):
             sharded = [f"parallelism.zero_stage={stage}"] if stage > parallelism.zero_stage else []
             moved = [*settings, *sharded, "parallelism.offload=optimizer"]
             yield moved, changes | {"zero_stage": stage, "offload": True}
-    settings = [*settings, *(["parallelism.zero_stage=3"] if sharding else [])]
+    if config.study.per_gpu > 1:
+        return  # jobs of several GPUs share none: _remedy lets fewer share one
+    settings = [*settings, *([f"parallelism.zero_stage={most}"] if sharding else [])]
     for factor in (2, 4, 8, 16, 32, 64):
         gpus = max(parallelism.gpus, min(parallelism.gpus * factor, _GPUS_OF_A_MACHINE))
         world = parallelism.world_size * factor
         more = [f"parallelism.gpus={gpus}"] if gpus > parallelism.gpus else []
         if (nodes := math.ceil(world / gpus)) > parallelism.nodes:
             more.append(f"parallelism.nodes={nodes}")
-        yield [*settings, *more], changes | {"zero_stage": 3, "world_size": nodes * gpus}
+        yield [*settings, *more], changes | {"zero_stage": most, "world_size": nodes * gpus}
 
 
 def divisors(n: int) -> list[int]:

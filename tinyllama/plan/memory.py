@@ -40,6 +40,8 @@ class Layout:
     backend: Literal["torch", "triton"]
     masked_sdpa: bool
     """Whether PyTorch's attention is handed a mask of documents."""
+    pinned: bool = False
+    """Whether what is offloaded is pinned, of which PyTorch allocates powers of two."""
 
     @classmethod
     def of(cls, config: RunConfig, *, micro_batch: int, accumulation: int) -> Layout:
@@ -57,6 +59,7 @@ class Layout:
             precision=config.train.precision,
             backend=backend,
             masked_sdpa=config.train.mask_documents and (backend == "torch" or kernels.attention == "sdpa"),
+            pinned=parallelism.device == "cuda",
         )
 
     @property
@@ -133,8 +136,9 @@ def memory(model: Model, layout: Layout) -> Memory:
     loss_kept, loss_more = _loss(model, layout, tokens)
     work = (e if layout.backend == "triton" else 4) * (model.d_model + 2 * model.d_ff) * tokens
     again = block if layout.recompute else 0
-    # fp32 weights, gradients and moments; then what the GPU is sent, or what it has sent and is added up
-    machine = 16 * n // w + (shard if stage == 3 else e * n // w + staged)
+    # both moments, fp32 weights and gradients; then what the GPU is sent, or what it has sent and is added up
+    machine = 2 * shard + 2 * _allocated(shard, layout)
+    machine += _allocated(shard, layout) if stage == 3 else _allocated(e * n // w, layout) + staged
     if stage == 2 and not mixed and layout.accumulates:
         machine += shard
     begun = {1: max(carried, filling), 2: carried + filling, 3: 0}[stage] + e * model.vocab_size * model.d_model
@@ -159,6 +163,11 @@ def memory(model: Model, layout: Layout) -> Memory:
 def _largest(model: Model) -> int:
     """Numbers in the largest matrix: an embedding, or gate and up."""
     return model.d_model * max(model.vocab_size, 2 * model.d_ff)
+
+
+def _allocated(size: int, layout: Layout) -> int:
+    """Bytes that a block of the machine's memory takes."""
+    return 1 << (size - 1).bit_length() if layout.pinned else size
 
 
 def _kept_by_block(model: Model, layout: Layout) -> int:
