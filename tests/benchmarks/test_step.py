@@ -15,7 +15,6 @@ from tests.benchmarks import patched
 CASES = {case.name: case for case in (*CPU, *GPU)}
 
 TINY = """
-step.CHECKED = 2
 case = step.Case("14m", "PRECISION", 1, WHO, {"transformers": 1.5})
 from tinyllama.config.schema import Model
 small = Model(name="tiny", vocab_size=96, context=24, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=48,

@@ -33,6 +33,11 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _only_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")  # DeepSpeed asks for it
+
+
 def windows() -> Tensor:
     """200 steps of two micro-batches of real text."""
     text = torch.frombuffer(bytearray(TEXT.read_bytes()), dtype=torch.uint8).long() % SHAPE.vocab_size
