@@ -51,11 +51,12 @@ DEVICE = $(shell $(BIN)/python -c "import torch; print('gpu' if torch.cuda.is_av
 RESULT = benchmarks/results/$(shell date +%F)-$(DEVICE)
 PEERS ?= $(BIN)/python
 
-bench: $(INSTALLED) ## measure what this machine can; PEERS=PYTHON is one that has litgpt and Liger-Kernel
+bench: $(INSTALLED) ## measure what this machine can; PEERS=PYTHON is one that has litgpt, HARDWARE=h200 says which GPU this is
+	@test $(DEVICE) = cpu -o -n "$(HARDWARE)" || { echo "say which option of conf/hardware this is: HARDWARE=h200"; exit 2; }
 	test $(DEVICE) = cpu || $(BIN)/python benchmarks/kernels.py
-	$(BIN)/python benchmarks/step.py --peers $(PEERS) --out $(RESULT)-step.json
+	$(BIN)/python benchmarks/step.py --peers $(PEERS) $(if $(HARDWARE),--hardware $(HARDWARE)) --out $(RESULT)-step.json
 	$(BIN)/python benchmarks/startup.py --out $(RESULT)-startup.json
-	$(BIN)/python benchmarks/sweep.py --out $(RESULT)-sweep.json
+	$(BIN)/python benchmarks/sweep.py $(if $(HARDWARE),--gpu $(HARDWARE)) --out $(RESULT)-sweep.json
 	$(BIN)/python benchmarks/checkpoint.py --out $(RESULT)-checkpoint.json
 	$(BIN)/python benchmarks/generate.py --out $(RESULT)-generate.json
 
