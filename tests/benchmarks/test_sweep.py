@@ -34,7 +34,9 @@ sweep.trained = pretended
 
 @pytest.mark.faults  # seven whole runs
 def test_it_trains_the_same_points_three_ways(tmp_path: Path) -> None:
-    assert "one line, trunks shared" in ran(tmp_path / "out.json", patch=SHORT, expect=0, timeout=600)
+    assert "2 points, 2 at a time; times as fast as one at a time" in ran(
+        tmp_path / "out.json", patch=SHORT, expect=0, timeout=600
+    )
     told = json.loads((tmp_path / "out.json").read_text())
     assert {way: len(rounds) for way, rounds in told["seconds"].items()} == {ALONE: 1, TOGETHER: 1, SHARED: 1}
     assert len(told["losses"]) == told["points"] == 2
