@@ -8,7 +8,6 @@ litgpt, datatrove, grain and litdata; --quick goes through the same code with a 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -33,7 +32,7 @@ from benchmarks import data_corpus as corpora
 from benchmarks import data_race as races
 from benchmarks.data_corpus import CONTEXT, LAST, SEQUENCES, WEIGHTS, Corpus
 from benchmarks.data_peers import PeerError, Peers
-from benchmarks.data_race import Run, race, timed
+from benchmarks.data_race import Run, keep, race, timed
 from tinyllama.config.data import Data, Prepare
 from tinyllama.data import mixture, units
 from tinyllama.data.find import dataset_dir
@@ -267,9 +266,7 @@ def run(*, peers: str | None = None, quick: bool = False, out: Path | None = Non
                 told["tokens"] = preparing(bench, rounds=1 if quick else 3)
                 loading(bench, manifest, prepared, rounds=1 if quick else 9)
     told |= {"rows": bench.rows, "seconds": time.perf_counter() - began, "load_after": os.getloadavg()}
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(told, indent=1) + "\n")
+    keep(told, out)
     console.print(races.table(bench.rows))
     return 1 if wrong else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
@@ -51,6 +52,18 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
+def times(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """How many times as fast as theirs ours is, of seconds round by round."""
+    return spread([b / a for a, b in zip(ours, theirs, strict=True)])
+
+
+def keep(told: Mapping[str, Any], out: Path | None) -> None:
+    """Write what is told to a file, where one is asked for."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(told, indent=1) + "\n")
+
+
 def row(
     part: str,
     what: str,
@@ -76,7 +89,7 @@ def row(
         told["rate"] = spread([amount / one for one in a])
     if a and status == "measured":
         told["than_rate"] = spread([amount / one for one in b])
-        told["ratio"] = spread([y / x for x, y in zip(a, b, strict=True)])
+        told["ratio"] = times(a, b)
         told["met"] = None if goal is None else told["ratio"]["median"] >= goal
         if start and what in start and than in start:
             told["start"] = {one: start[one] for one in (what, than)}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import sys
 import time
@@ -27,7 +26,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path is its own folder's
 
-from benchmarks.data_race import machine, spread
+from benchmarks.data_race import keep, machine, spread, times
 from tinyllama import kernels
 from tinyllama.config.schema import Model
 from tinyllama.config.tasks import Generate
@@ -94,7 +93,7 @@ def raced(name: str, batch: int, *, rounds: int, tokens: int) -> dict[str, Any] 
             began = time.perf_counter()
             one(prompts, tokens=tokens)
             seconds[who].append(time.perf_counter() - began)
-    ratio = spread([b / a for a, b in zip(seconds["ours"], seconds["transformers"], strict=True)])
+    ratio = times(seconds["ours"], seconds["transformers"])
     return {"model": name, "batch": batch, "prompt": PROMPT, "tokens": tokens, "ratio": ratio, "seconds": seconds}
 
 
@@ -117,9 +116,7 @@ def run(models: Sequence[str], *, threads: Sequence[int], rounds: int, tokens: i
         rates = [batch * tokens / spread(case["seconds"][who])["median"] for who in ("ours", "transformers")]
         figures = [f"{rate:,.0f}" for rate in rates] + [f"{x:.2f}" for x in case["ratio"].values()]
         table.add_row(name, str(count), str(batch), *figures)
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(told, indent=1) + "\n")
+        keep(told, out)
     Console().print(table)
     return 0
 

@@ -27,7 +27,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path is its own folder's
 
-from benchmarks.data_race import machine, spread
+from benchmarks.data_race import keep, machine, spread
 from tinyllama.engine import checkpoint
 from tinyllama.tracking.journal import JOURNAL, Journal, read
 
@@ -249,9 +249,7 @@ def run(cases: Sequence[str], *, rounds: int, quick: bool, out: Path | None) -> 
         row = [f"{value:.2f}" for value in told["spread"][what].values()]
         table.add_row(what, *row, "" if goal is None else f"{goal:g}")
     Console().print(table)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(told, indent=1) + "\n")
+    keep(told, out)
     return 0
 
 

@@ -25,7 +25,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path is its own folder's
 
-from benchmarks.data_race import machine, spread
+from benchmarks.data_race import keep, machine, spread, times
 from benchmarks.step_cases import CPU, GPU, OURS, Case, floor, rates
 from benchmarks.step_worker import Worker, WorkerError
 from tinyllama import kernels
@@ -151,20 +151,14 @@ def figures(
         middle = spread(seconds)["median"]
         most = (peak or limits["tflop_per_s"]) * 1e12 * middle / tokens
         entry["tokens_per_s"] = spread([tokens / second for second in seconds])
-        entry["times_transformers"] = spread([b / a for a, b in zip(seconds, reference, strict=True)])
+        entry["times_transformers"] = times(seconds, reference)
         entry["of_floor"] = sum(parts.values()) / middle
         entry["mfu"] = {"palm": work.palm / most, "causal": work.causal / most}
     seconds = {name: entry["seconds"] for name, entry in told.items() if "seconds" in entry}
     best = min((name for name in OURS if name in seconds), key=lambda name: spread(seconds[name])["median"])
-    ratios = {
-        f"{best} over {peer}": spread([b / a for a, b in zip(seconds[best], seconds[peer], strict=True)])
-        for peer in seconds
-        if peer not in OURS
-    }
+    ratios = {f"{best} over {peer}": times(seconds[best], seconds[peer]) for peer in seconds if peer not in OURS}
     ratios |= {
-        f"engine{how} over tinyllama{how}": spread(
-            [b / a for a, b in zip(seconds[f"engine{how}"], seconds[f"tinyllama{how}"], strict=True)]
-        )
+        f"engine{how} over tinyllama{how}": times(seconds[f"engine{how}"], seconds[f"tinyllama{how}"])
         for how in ("", " compiled")
         if f"engine{how}" in seconds
     }
@@ -222,9 +216,7 @@ def run(
         for name, ratio in one["ratios"].items():
             aim = f", to be {one['goals'][name]['least']}" if name in one["goals"] else ""
             print(f"{name}: {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}){aim}")
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(told, indent=1) + "\n")
+        keep(told, out)
     return 0
 
 

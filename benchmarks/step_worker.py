@@ -16,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path is its own folder's
+
 LR, BETAS, EPS, DECAY, CLIP = 1e-3, (0.9, 0.95), 1e-8, 0.1, 1.0
 PACKAGES = ("torch", "triton", "transformers", "litgpt", "liger-kernel", "deepspeed")
 
@@ -113,7 +115,6 @@ def plain(model: Any, loss_of: Callable[[Any], Any], case: dict[str, Any]) -> St
 
 def ours(case: dict[str, Any], *, compiled: bool = False, engine: bool = False) -> Step:
     """This project's model, in the plain loop or in its engine."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     import torch
 
     from tinyllama import kernels
@@ -153,31 +154,15 @@ def transformers(case: dict[str, Any], *, compiled: bool = False, liger: bool = 
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape, given = case["shape"], case["weights"]
-    h, k, c = shape["n_heads"], shape["n_kv_heads"], shape["d_model"] // shape["n_heads"]
+    from tinyllama.config.schema import Model
+    from tinyllama.model.huggingface import parts
+
     model = LlamaForCausalLM(LlamaConfig.from_dict(case["huggingface"]))
     if liger:
         from liger_kernel.transformers import apply_liger_kernel_to_llama
 
         apply_liger_kernel_to_llama(model=model, fused_linear_cross_entropy=True, cross_entropy=False)
-    weights = {
-        "model.embed_tokens.weight": given["embedding.weight"],
-        "model.norm.weight": given["norm.weight"],
-        "lm_head.weight": given["head.weight"],
-    }
-    for i in range(shape["n_layers"]):
-        ours_, theirs = f"blocks.{i}", f"model.layers.{i}"
-        q, key, v = given[f"{ours_}.attention.qkv.weight"].split([h * c, k * c, k * c])
-        gate, up = given[f"{ours_}.mlp.gate_up.weight"].chunk(2)
-        weights |= {f"{theirs}.self_attn.{name}_proj.weight": x for name, x in (("q", q), ("k", key), ("v", v))}
-        weights |= {
-            f"{theirs}.self_attn.o_proj.weight": given[f"{ours_}.attention.out.weight"],
-            f"{theirs}.mlp.gate_proj.weight": gate,
-            f"{theirs}.mlp.up_proj.weight": up,
-            f"{theirs}.mlp.down_proj.weight": given[f"{ours_}.mlp.down.weight"],
-            f"{theirs}.input_layernorm.weight": given[f"{ours_}.attention_norm.weight"],
-            f"{theirs}.post_attention_layernorm.weight": given[f"{ours_}.mlp_norm.weight"],
-        }
+    weights = {name: case["weights"][part.ours][part.rows] for name, part in parts(Model(**case["shape"])).items()}
     model.load_state_dict(weights)
     model.to(case["device"], _dtype(case["precision"])).train()
     run = torch.compile(model) if compiled else model
@@ -185,14 +170,13 @@ def transformers(case: dict[str, Any], *, compiled: bool = False, liger: bool = 
     def loss_of(tokens: Any) -> Any:
         if liger:  # which needs the labels, shifted beforehand
             return run(input_ids=tokens[:, :-1], shift_labels=tokens[:, 1:], labels=tokens[:, 1:], use_cache=False).loss
-        logits = run(input_ids=tokens[:, :-1], use_cache=False).logits
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+        return _loss(run(input_ids=tokens[:, :-1], use_cache=False).logits, tokens)
 
     return plain(model, loss_of, case)
 
 
 def litgpt(case: dict[str, Any], *, compiled: bool = False) -> Step:
-    """litgpt's GPT, as TinyLlama's successor trains it."""
+    """litgpt's GPT."""
     import torch
     from litgpt import GPT, Config
 
@@ -226,11 +210,7 @@ def litgpt(case: dict[str, Any], *, compiled: bool = False) -> Step:
     model.to(case["device"], _dtype(case["precision"]))
     run = torch.compile(model) if compiled else model
 
-    def loss_of(tokens: Any) -> Any:
-        logits = run(tokens[:, :-1])
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
-
-    return plain(model, loss_of, case)
+    return plain(model, lambda tokens: _loss(run(tokens[:, :-1]), tokens), case)
 
 
 BUILT: dict[str, Callable[[dict[str, Any]], Step]] = {
@@ -243,6 +223,13 @@ BUILT: dict[str, Callable[[dict[str, Any]], Step]] = {
     "transformers liger": lambda case: transformers(case, liger=True),
     "litgpt compiled": lambda case: litgpt(case, compiled=True),
 }
+
+
+def _loss(logits: Any, tokens: Any) -> Any:
+    """In fp32, as transformers' own."""
+    import torch
+
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
 def _dtype(precision: str) -> Any:

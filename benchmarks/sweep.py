@@ -27,7 +27,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path is its own folder's
 
-from benchmarks.data_race import machine, spread
+from benchmarks.data_race import keep, machine, spread, times
 
 ROOT = Path(__file__).resolve().parents[1]
 ALONE, TOGETHER, SHARED = "one at a time", "one line", "one line, trunks shared"
@@ -156,9 +156,7 @@ def run(grid: Grid, *, points: int, at_a_time: int, per_gpu: int, rounds: int, o
             for way, took in each.items():
                 seconds[way].append(took)
     told |= {"losses": found[0], "seconds": seconds, "load_after": os.getloadavg()}
-    told["ratio"] = {
-        way: spread([a / b for a, b in zip(seconds[ALONE], seconds[way], strict=True)]) for way in (TOGETHER, SHARED)
-    }
+    told["ratio"] = {way: times(seconds[way], seconds[ALONE]) for way in (TOGETHER, SHARED)}
     table = Table(title=f"{told['device']}: {points} points, {at_a_time} at a time; times as fast as one at a time")
     for column in ("", "seconds: min", "median", "max", "ratio: min", "median", "max"):
         table.add_column(column, justify="left" if not column else "right")
@@ -166,9 +164,7 @@ def run(grid: Grid, *, points: int, at_a_time: int, per_gpu: int, rounds: int, o
         ratio = [f"{x:.2f}" for x in told["ratio"].get(way, {}).values()]
         table.add_row(way, *(f"{x:,.1f}" for x in spread(took).values()), *ratio)
     Console().print(table)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(told, indent=1) + "\n")
+    keep(told, out)
     return 0
 
 
