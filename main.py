@@ -40,12 +40,10 @@ def main() -> int:
 
 def run() -> int:
     """Compose, check every point, then run them one after the other."""
-    if sys.argv[1:2] == ["--job"]:  # of a study, frozen: nothing is composed
-        from tinyllama import jobs, status
+    if sys.argv[1:2] in (["--job"], ["--jobs"]):  # of a study, frozen: nothing is composed
+        from tinyllama import jobs
 
-        file, meet = (*sys.argv[2::2], None, None)[:2]
-        job = partial(jobs.run_job, Path(file or "nothing"), meet=meet, train=point, console=console)
-        return status.attempt(job, console=console)
+        return jobs.do_frozen(sys.argv[1:], train=point, console=console)
     from hydra.errors import HydraException
     from yaml import YAMLError
 

@@ -8,32 +8,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
+from tinyllama import status
 from tinyllama.config.load import ConfigError, Problem, as_dict, digest, run_folder, validate
 from tinyllama.config.schema import RunConfig
 from tinyllama.launch import queue, runs, slurm, trunk
 from tinyllama.launch.launcher import visible_gpus
-from tinyllama.launch.lifeline import end_with
+from tinyllama.launch.workers import Worker, log_of, serve
 from tinyllama.plan.plan import Plan
 from tinyllama.plan.render import counted
 from tinyllama.tracking.record import write_json, write_whole
 
 JOBS = "jobs"
 QUEUED = "slurm.json"
-LAUNCHER = "TINYLLAMA_LAUNCHER"
-"""The environment's word for the process that a job ends with."""
 SLURM_EVERY = 5.0
 """Seconds between two questions to SLURM."""
 POINTS = "points"
@@ -110,6 +108,17 @@ def job_file(study: Study, number: int) -> Path:
     return study.folder / JOBS / f"{name}.json"
 
 
+def do_frozen(arguments: Sequence[str], *, train: Train, console: Console) -> int:
+    """`--job FILE [--meet HOST:PORT]`, or `--jobs DESCRIPTOR` for one after the other; the exit status."""
+    given = dict(zip(arguments[::2], arguments[1::2], strict=False))
+
+    def do(path: Path) -> int:
+        job = partial(run_job, path, meet=given.get("--meet"), train=train, console=console)
+        return status.attempt(job, console=console)
+
+    return serve(int(given["--jobs"]), do) if "--jobs" in given else do(Path(given.get("--job", "nothing")))
+
+
 def run_job(path: Path, *, meet: str | None, train: Train, console: Console) -> int:
     """Train the points of a frozen job one after the other; the exit status. Raises ValueError where it is no job.
 
@@ -119,8 +128,6 @@ def run_job(path: Path, *, meet: str | None, train: Train, console: Console) -> 
         configs = [validate(config) for config in json.loads(path.read_text())]
     except (OSError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no job of a study: {error}") from error
-    if launcher := os.environ.get(LAUNCHER):
-        end_with(int(launcher), signal.SIGTERM)  # it saves and stops
     statuses = []
     for config in configs:
         console.rule(str(run_folder(config)), align="left")
@@ -155,9 +162,9 @@ def why_not(folder: Path, run_dir: Path) -> Path:
 def worst(statuses: Iterable[int]) -> int:
     """The exit status of several: interrupted, a full disk, failed or refused, stopped and to be started again."""
     known = set(statuses) - {0}
-    for status in (130, os.EX_IOERR):
-        if status in known:
-            return status
+    for first in (130, os.EX_IOERR):
+        if first in known:
+            return first
     return 1 if known - {os.EX_TEMPFAIL} else max(known, default=0)
 
 
@@ -176,45 +183,34 @@ def in_turn(study: Study, train: Train, console: Console) -> int:
 
 
 def side_by_side(study: Study, program: Path, console: Console) -> int:
-    """Each job a process of its own, so many at a time, with GPUs or cores of its own, or a part of a GPU."""
-    waiting = study.jobs_left()
-    free: list[Mapping[str, str]] = list(shared_out(study.configs))
-    running: dict[int, tuple[subprocess.Popen[bytes], Mapping[str, str]]] = {}
+    """So many jobs at a time, each by a process with GPUs or cores of its own, or a part of a GPU."""
+    waiting, told = study.jobs_left(), set(study.finished())
+    command = [sys.executable, str(program), "--jobs"]
+    free = [Worker(command, devices) for devices in shared_out(study.configs)]
+    running: dict[int, Worker] = {}
     statuses: list[int] = []
-    told = set(study.finished())
     try:
         while waiting or running:
             while waiting and free:
-                number, devices = waiting.pop(0), free.pop(0)
-                running[number] = _begin(study, number, program, devices), devices
-                console.print(f"job {number} begins: {job_file(study, number).with_suffix('.log')}")
-            for number, (process, devices) in list(running.items()):
-                if (ended := process.poll()) is not None:
+                number, worker = waiting.pop(0), free.pop(0)
+                running[number] = worker
+                job = job_file(study, number)
+                worker.begin(job)
+                console.print(f"job {number} begins: {log_of(job)}")
+            for number, worker in list(running.items()):
+                if (ended := worker.ended()) is not None:
                     del running[number]
-                    free.append(devices)
+                    free.insert(0, worker)  # it need not be started
                     statuses.append(ended)
                     console.print(f"job {number} has {'finished' if not ended else f'ended with status {ended}'}")
             told = _tell_finished(study, told, console)
             time.sleep(0.2)
     finally:
-        for process, _ in running.values():
-            process.terminate()  # it saves and stops
-        for process, _ in running.values():
-            process.wait()
+        for worker in running.values():
+            worker.stop()
+        for worker in (*running.values(), *free):
+            worker.close()
     return worst(statuses)
-
-
-def _begin(study: Study, number: int, program: Path, devices: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    path = job_file(study, number)
-    with path.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, str(program), "--job", str(path)],
-            env=os.environ | devices | {LAUNCHER: str(os.getpid())},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is passed on by this process, once
-        )
 
 
 def shared_out(configs: Sequence[RunConfig]) -> Iterator[dict[str, str]]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from tinyllama.config.load import ConfigError, Problem
 from tinyllama.config.schema import Parallelism
-from tinyllama.launch import forkserver
+from tinyllama.launch import forkserver, workers
 from tinyllama.launch.lifeline import DISK_FULL, Board, Lifeline
 from tinyllama.launch.runs import FAILURE
 from tinyllama.launch.signals import Stopped, StopRequests
@@ -230,6 +230,7 @@ def _rank(start: _Start, launcher: int) -> bool:
     from tinyllama.engine.distributed import Ranks
 
     os.environ.update(start.variables)
+    workers.speak_into_log()
     local = Ranks.from_environment().local_rank
     parent, stacks = forkserver.parent_of_ranks(launcher), dump_of(start.folder, local)
     lifeline = Lifeline.attach(start.folder / _Start.BOARD, local=local, parent=parent, stacks=stacks)
@@ -255,6 +256,8 @@ def _variables(parallelism: Parallelism) -> dict[str, str]:
         suited["GLOO_SOCKET_IFNAME"] = "lo"  # a machine's own name may lead nowhere, and these ranks need none
     if parallelism.device == "cpu":
         suited |= forkserver.MEMORY
+    if log := os.environ.get(workers.OUTPUT):
+        suited[workers.OUTPUT] = log
     return forkserver.unset(suited) | {
         "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGQUIT",  # the others are handled here
         # otherwise ranks that are started again meet in the store of the attempt before, at its ranks' addresses

@@ -1,0 +1,119 @@
+"""Processes that do one job after the other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tinyllama.launch.workers import Worker, log_of
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, str(Path(__file__).with_name("worker_command.py"))]
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    one = Worker(COMMAND, {"PART": "3"})
+    yield one
+    one.stop()
+    one.close()
+
+
+def job(folder: Path, name: str, does: str) -> Path:
+    path = folder / f"{name}.json"
+    path.write_text(does)
+    return path
+
+
+def until(seen: Callable[[], object], *, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not seen():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def status(worker: Worker) -> int:
+    found: list[int] = []
+    until(lambda: (ended := worker.ended()) is not None and (found.append(ended) or True))
+    return found[0]
+
+
+def test_one_process_does_job_after_job_each_into_its_own_log(worker: Worker, tmp_path: Path) -> None:
+    jobs = [job(tmp_path, name, does) for name, does in {"a": "end 0", "b": "end 75", "c": "end 0"}.items()]
+    statuses = []
+    for path in jobs:
+        worker.begin(path)
+        statuses.append(status(worker))
+    assert statuses == [0, 75, 0]
+    assert len({path.with_suffix(".pid").read_text() for path in jobs}) == 1
+    assert jobs[0].with_suffix(".pid").read_text().endswith(" 3")
+    worker.close()
+    for path in jobs:
+        assert sorted(log_of(path).read_text().splitlines()) == [
+            f"child of {path.stem}",
+            f"says {path.stem}",
+            f"to err {path.stem}",
+        ]
+
+
+@pytest.mark.parametrize(("does", "ended"), [("die 5", 5), ("die 0", 1)])
+def test_a_worker_that_dies_is_started_anew(worker: Worker, tmp_path: Path, does: str, ended: int) -> None:
+    """One that leaves with status 0 in the midst of its job has not finished it."""
+    first, second = job(tmp_path, "a", does), job(tmp_path, "b", "end 0")
+    worker.begin(first)
+    assert status(worker) == ended
+    worker.begin(second)
+    assert status(worker) == 0
+
+
+def test_one_that_is_idle_may_die_too(worker: Worker, tmp_path: Path) -> None:
+    first, second = job(tmp_path, "a", "end 0"), job(tmp_path, "b", "end 0")
+    worker.begin(first)
+    assert status(worker) == 0
+    pid = int(first.with_suffix(".pid").read_text().split()[0])
+    os.kill(pid, signal.SIGKILL)
+    worker.begin(second)
+    assert status(worker) in (0, -signal.SIGKILL)  # it may not be dead yet when it is handed the job
+    worker.begin(second)
+    assert status(worker) == 0
+
+
+def test_a_worker_is_asked_to_stop_in_the_midst_of_a_job(worker: Worker, tmp_path: Path) -> None:
+    worker.begin(job(tmp_path, "a", "wait 0"))
+    until((tmp_path / "waits").exists)
+    assert worker.ended() is None
+    worker.stop()
+    assert status(worker) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("does", ["wait 0", "end 0"])
+def test_it_ends_with_the_process_that_hands_out_jobs(tmp_path: Path, does: str) -> None:
+    path = job(tmp_path, "a", does)
+    hands_out = f"""
+        import sys, time
+        from pathlib import Path
+        from tinyllama.launch.workers import Worker
+        worker = Worker({COMMAND!r}, {{"PART": "1"}})
+        worker.begin(Path({str(path)!r}))
+        print(worker._process.pid, flush=True)
+        time.sleep(60)
+        """
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    asked = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(hands_out)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert asked.stdout is not None
+    pid = int(asked.stdout.readline())
+    until((tmp_path / ("waits" if does == "wait 0" else "a.pid")).exists)
+    asked.kill()
+    asked.communicate()
+    until(lambda: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text())

@@ -1,0 +1,28 @@
+"""What a test's worker does: it says what its job file holds, and ends as that says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tinyllama.launch.workers import serve
+
+
+def do(job: Path) -> int:
+    word, number = job.read_text().split()
+    print("says", job.stem, flush=True)
+    subprocess.run(["echo", "child of", job.stem], check=True)
+    print("to err", job.stem, file=sys.stderr)
+    if word == "wait":
+        (job.parent / "waits").touch()
+        time.sleep(60)
+    if word == "die":
+        os._exit(int(number))
+    (job.parent / f"{job.stem}.pid").write_text(f"{os.getpid()} {os.environ['PART']}")
+    return int(number)
+
+
+sys.exit(serve(int(sys.argv[1]), do))
