@@ -7,7 +7,6 @@ saved, otherwise nothing is timed and the run exits with 1.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -27,7 +26,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path is its own folder's
 
-from benchmarks.data_race import machine, spread
+from benchmarks.data_race import keep, machine, spread
 from tinyllama import kernels
 from tinyllama.config.resilience import Checkpoint as Kept
 from tinyllama.config.schema import Model, Optimizer, Parallelism
@@ -129,10 +128,7 @@ def run(name: str, *, rounds: int, out: Path | None) -> int:
         shares = spread([a / b for a, b in zip(seconds[row], peer, strict=True)])
         table.add_row(text, *(" ".join(f"{x:.2f}" for x in of.values()) for of in (spread(seconds[row]), shares)))
     Console().print(table)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(told, indent=1) + "\n")
-        print(f"written to {out}")
+    keep(told, out)
     return 0
 
 

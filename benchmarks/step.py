@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,21 @@ REFERENCE = "transformers"
 CHECKED, GAIN = 5, 3.0
 APART = {"fp32": 1e-4, "bf16": 2e-2}
 """How far a loss may be from Hugging Face's, relatively: sums in another order, and roundings to bf16."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How all cases are measured."""
+
+    device: str
+    threads: int
+    peers: str | None
+    """A Python that has litgpt."""
+    rounds: int
+    least_s: float
+    """Seconds that a round takes for each, at the least."""
+    peak: float | None
+    """TFLOP/s that MFU is of; None is the measured rate of a matrix product."""
 
 
 def written(case: Case, folder: Path, *, device: str, threads: int) -> None:
@@ -86,22 +101,13 @@ def apart(losses: Sequence[float], expected: Sequence[float]) -> float:
     return max(abs(a - b) / b for a, b in zip(losses, expected, strict=True))
 
 
-def measured(
-    case: Case,
-    *,
-    device: str,
-    threads: int,
-    peers: str | None,
-    rounds: int,
-    least_s: float,
-    peak: float | None,
-) -> dict[str, Any] | None:
+def measured(case: Case, how: How) -> dict[str, Any] | None:
     """A case's figures; None where ours have other losses than Hugging Face's."""
-    torch.set_num_threads(threads)  # for the machine's rates
+    torch.set_num_threads(how.threads)  # for the machine's rates
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        written(case, folder, device=device, threads=threads)
-        workers, told = begun(case, folder, peers=peers)
+        written(case, folder, device=how.device, threads=how.threads)
+        workers, told = begun(case, folder, peers=how.peers)
         try:
             for name, entry in told.items():
                 if name not in workers:
@@ -119,20 +125,20 @@ def measured(
                     if name in OURS:
                         return None
                     workers.pop(name).close()
-            limits = [rates(device)]
-            steps = {name: _steps(worker, least_s) for name, worker in workers.items()}
+            limits = [rates(how.device)]
+            steps = {name: _steps(worker, how.least_s) for name, worker in workers.items()}
             for name in workers:
                 told[name]["seconds"] = []
-            for _ in range(rounds):
+            for _ in range(how.rounds):
                 for name, worker in workers.items():
                     answer = worker.steps(steps[name])
                     told[name]["seconds"].append(answer["seconds"] / steps[name])
                     told[name]["peak_bytes"] = answer["peak_bytes"]
-            limits.append(rates(device))
+            limits.append(rates(how.device))
         finally:
             for worker in workers.values():
                 worker.close()
-    return figures(case, told, {key: max(limit[key] for limit in limits) for key in limits[0]}, peak=peak)
+    return figures(case, told, {key: max(limit[key] for limit in limits) for key in limits[0]}, peak=how.peak)
 
 
 def _steps(worker: Worker, least_s: float) -> int:
@@ -188,25 +194,15 @@ def table(case: Mapping[str, Any]) -> Table:
     return grid
 
 
-def run(
-    cases: Sequence[Case],
-    *,
-    device: str,
-    threads: int,
-    peers: str | None,
-    rounds: int,
-    least_s: float,
-    peak: float | None,
-    out: Path | None,
-) -> int:
+def run(cases: Sequence[Case], how: How, *, out: Path | None) -> int:
     """Measure, print a table for each case, and write a file where one is asked for, anew after each."""
     told: dict[str, Any] = {"benchmark": "step", "date": datetime.now(UTC).isoformat(timespec="seconds")}
-    told |= machine() | {"threads": threads, "rounds": rounds, "cpu": torch.backends.cpu.get_cpu_capability()}
-    if device == "cuda":
+    told |= machine() | {"threads": how.threads, "rounds": how.rounds, "cpu": torch.backends.cpu.get_cpu_capability()}
+    if how.device == "cuda":
         told["device"] = torch.cuda.get_device_name(0)
     told["cases"] = []
     for case in cases:
-        one = measured(case, device=device, threads=threads, peers=peers, rounds=rounds, least_s=least_s, peak=peak)
+        one = measured(case, how)
         if one is None:
             print(f"{case.name}: nothing is told", file=sys.stderr)
             return 1
@@ -251,16 +247,15 @@ def main() -> int:
         cases = [replace(case, who=tuple(name for name in case.who if name in given.who.split(","))) for case in cases]
     if not all(REFERENCE in case.who for case in cases):
         parser.error(f"all are held to {REFERENCE}: name it too")
-    return run(
-        cases,
+    how = How(
         device=device,
         threads=given.threads,
         peers=given.peers,
         rounds=given.rounds,
         least_s=given.least,
         peak=None if given.hardware is None else peak_of(given.hardware),
-        out=given.out,
     )
+    return run(cases, how, out=given.out)
 
 
 if __name__ == "__main__":

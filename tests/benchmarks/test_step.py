@@ -21,7 +21,7 @@ small = Model(name="tiny", vocab_size=96, context=24, d_model=32, n_layers=2, n_
                    rope_theta=10000.0, norm_eps=1e-5)
 step.Case.shape = property(lambda self: small)
 """
-CALL = "run([case], device='cpu', threads=1, peers=None, rounds=2, least_s=0.0, peak=None, out=out)"
+CALL = "run([case], step.How(device='cpu', threads=1, peers=None, rounds=2, least_s=0.0, peak=None), out=out)"
 ran_as = partial(patched.ran, "step")
 ran = partial(ran_as, CALL)
 

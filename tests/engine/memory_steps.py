@@ -17,7 +17,7 @@ from tests.engine.ranks import ADAMW, LAYOUT
 from tinyllama import kernels
 from tinyllama.config.schema import Model
 from tinyllama.engine.distributed import Ranks, leave, meet, use_device
-from tinyllama.engine.zero import Engine, TrainState
+from tinyllama.engine.zero import Engine, TrainState, import_deepspeed
 from tinyllama.model.init import initial_weights
 from tinyllama.model.llama import Llama
 from tinyllama.plan.count import count_parameters
@@ -125,6 +125,8 @@ def step(
 
 
 def main() -> None:
+    import_deepspeed("cpu")
+    gc.freeze()  # what is imported holds no tensors, and need not be looked through again and again
     ranks = Ranks.from_environment()
     meet(use_device("cpu", ranks, threads=1, ranks_here=1), patience=60)
     stages: tuple[Literal[1, 2, 3], ...] = (1, 2, 3)

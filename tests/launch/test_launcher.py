@@ -131,6 +131,20 @@ def test_a_rank_that_leaves_without_a_word_has_failed(start: Start) -> None:
     assert line.endswith("ended with exit status 0 and without a word")
 
 
+@pytest.mark.parametrize("start", ["forked"], indirect=True)
+def test_ranks_whose_server_is_killed_end_and_start_again(start: Start, tmp_path: Path) -> None:
+    launcher = start("beat_until_asked", restarts=1)
+    first = pids(tmp_path)
+    [server] = children(launcher.pid, running=b"forkserver")
+    os.kill(server, signal.SIGKILL)
+    until(lambda: not any(map(alive, first)))
+    pids(tmp_path, attempt=1)
+    launcher.send_signal(signal.SIGTERM)
+    report, end = told(launcher)
+    assert re.match(r"report rank [01]: the process that it was forked from was killed", report)
+    assert end == "stopped False"
+
+
 def test_requests_to_the_launcher(start: Start, tmp_path: Path) -> None:
     launcher = start("beat_until_asked", restarts=1)
     for pid in pids(tmp_path):

@@ -18,6 +18,9 @@ from tinyllama.launch.lifeline import Board, State, first
 from tinyllama.launch.signals import StopRequests
 from tinyllama.launch.watch import Watch, Watched
 
+SERVER_GONE = 255
+"""What Python says a forked process has ended with when its fork server, which would know, is gone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Death:
@@ -139,4 +142,8 @@ class Agent(LocalElasticAgent):
         local = next(
             (local for local, code in codes.items() if code is not None and local not in self._watch.killed), 0
         )
-        return Death(rank=ranks[local], reason=f"ended with exit status {codes.get(local)} and without a word")
+        if self._forked and codes.get(local) == SERVER_GONE:
+            reason = "the process that it was forked from was killed, as the kernel does where memory runs out"
+        else:
+            reason = f"ended with exit status {codes.get(local)} and without a word"
+        return Death(rank=ranks[local], reason=reason)
