@@ -25,7 +25,7 @@ from tinyllama.config.load import ConfigError, Problem, as_dict, digest, run_fol
 from tinyllama.config.schema import RunConfig
 from tinyllama.launch import queue, runs, slurm, trunk
 from tinyllama.launch.launcher import visible_gpus
-from tinyllama.launch.workers import Worker, log_of, serve
+from tinyllama.launch.workers import Worker, log_of, serve, stop
 from tinyllama.plan.plan import Plan
 from tinyllama.plan.render import counted
 from tinyllama.tracking.record import write_json, write_whole
@@ -109,14 +109,16 @@ def job_file(study: Study, number: int) -> Path:
 
 
 def do_frozen(arguments: Sequence[str], *, train: Train, console: Console) -> int:
-    """`--job FILE [--meet HOST:PORT]`, or `--jobs DESCRIPTOR` for one after the other; the exit status."""
+    """`--job FILE [--rendezvous HOST:PORT]`, or what a worker is told; the exit status."""
     given = dict(zip(arguments[::2], arguments[1::2], strict=False))
 
     def do(path: Path) -> int:
-        job = partial(run_job, path, meet=given.get("--meet"), train=train, console=console)
+        job = partial(run_job, path, meet=given.get("--rendezvous"), train=train, console=console)
         return status.attempt(job, console=console)
 
-    return serve(int(given["--jobs"]), do) if "--jobs" in given else do(Path(given.get("--job", "nothing")))
+    if "--jobs" in given:
+        return serve(int(given["--jobs"]), do, parent=int(given["--parent"]))
+    return do(Path(given.get("--job", "nothing")))
 
 
 def run_job(path: Path, *, meet: str | None, train: Train, console: Console) -> int:
@@ -185,8 +187,7 @@ def in_turn(study: Study, train: Train, console: Console) -> int:
 def side_by_side(study: Study, program: Path, console: Console) -> int:
     """So many jobs at a time, each by a process with GPUs or cores of its own, or a part of a GPU."""
     waiting, told = study.jobs_left(), set(study.finished())
-    command = [sys.executable, str(program), "--jobs"]
-    free = [Worker(command, devices) for devices in shared_out(study.configs)]
+    free = [Worker([sys.executable, str(program)], devices) for devices in shared_out(study.configs)]
     running: dict[int, Worker] = {}
     statuses: list[int] = []
     try:
@@ -199,17 +200,17 @@ def side_by_side(study: Study, program: Path, console: Console) -> int:
                 console.print(f"job {number} begins: {log_of(job)}")
             for number, worker in list(running.items()):
                 if (ended := worker.ended()) is not None:
-                    del running[number]
-                    free.insert(0, worker)  # it need not be started
-                    statuses.append(ended)
                     console.print(f"job {number} has {'finished' if not ended else f'ended with status {ended}'}")
+                    statuses.append(ended)
+                    if waiting:
+                        free.insert(0, worker)
+                    else:
+                        worker.close()
+                    del running[number]
             told = _tell_finished(study, told, console)
             time.sleep(0.2)
     finally:
-        for worker in running.values():
-            worker.stop()
-        for worker in (*running.values(), *free):
-            worker.close()
+        stop(running.values())
     return worst(statuses)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -112,6 +113,8 @@ def test_one_point_that_fails_stops_no_other(here: Here, shared: str) -> None:
     assert "no checkpoint in" in out
     logs = [path.read_text() for path in (here.folder / "runs/failing/study-failing/jobs").glob("*.log")]
     assert sum("held_out loss" in log for log in logs) == 2
+    # two workers for three jobs: what a rank says is in its own job's log, whoever forked it
+    assert [len(re.findall(r"^step 1/", log, flags=re.MULTILINE)) for log in logs if "held_out loss" in log] == [1, 1]
     parent, children = store(here, "runs/failing")
     assert parent.info.status == "FAILED"
     assert [child.info.status for child in children] == ["FINISHED"] * 2, "the other failed before it had one"

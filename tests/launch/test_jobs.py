@@ -16,6 +16,7 @@ from tinyllama import jobs
 from tinyllama.config.load import ConfigError, run_folder
 from tinyllama.config.schema import RunConfig
 from tinyllama.jobs import QUEUED, Study, on_slurm
+from tinyllama.launch import slurm
 from tinyllama.launch.queue import JobState
 from tinyllama.plan.plan import make_plan
 
@@ -91,45 +92,69 @@ class Queue:
 
 
 def test_all_jobs_are_one_array(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
-    slurm = Queue(monkeypatch, grid([[1, 2], [3]]))
-    (slurm.study.folder / "jobs").mkdir(parents=True)
-    assert slurm.run() == 0
-    assert slurm.log == [("submit", 1, ["0_0", "0_1"]), ("wait", ["0_0", "0_1"])]
-    assert slurm.run() == 0 and len(slurm.log) == 2, "nothing is left"
+    cluster = Queue(monkeypatch, grid([[1, 2], [3]]))
+    (cluster.study.folder / "jobs").mkdir(parents=True)
+    assert cluster.run() == 0
+    assert cluster.log == [("submit", 1, ["0_0", "0_1"]), ("wait", ["0_0", "0_1"])]
+    assert cluster.run() == 0 and len(cluster.log) == 2, "nothing is left"
 
 
 def test_points_that_are_queued_are_not_queued_again(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
-    slurm = Queue(monkeypatch, grid([[1, 2, 3], [4], [5]]))
-    slurm.queued({1: "7_0", 2: "7_0", 4: "7_1"})
-    assert slurm.run() == 0
-    assert slurm.log == [
+    cluster = Queue(monkeypatch, grid([[1, 2, 3], [4], [5]]))
+    cluster.queued({1: "7_0", 2: "7_0", 4: "7_1"})
+    assert cluster.run() == 0
+    assert cluster.log == [
         ("submit", 1, ["0_0"]),
         ("wait", ["0_0", "7_0", "7_1"]),
         ("submit", 1, ["2_0"]),
         ("wait", ["2_0"]),
     ]
-    assert slurm.trains["0_0"] == [5]
-    assert slurm.trains["2_0"] == [1, 2, 3], "the first two are passed over, as they have finished"
+    assert cluster.trains["0_0"] == [5]
+    assert cluster.trains["2_0"] == [1, 2, 3], "the first two are passed over, as they have finished"
+
+
+def test_a_job_on_several_nodes_is_told_where_they_meet(
+    grid: Grid, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    study = grid([[1, 2]])
+    points = [replace(config, study=replace(config.study, folder=str(tmp_path))) for config in study.configs]
+    study = replace(study, configs=tuple(points))
+    (study.folder / "jobs").mkdir(parents=True)
+    jobs.freeze(study)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho n3; echo n5\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    told = slurm.meeting({"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[3,5]", "SLURM_JOB_ID": "819"})
+    trained: list[tuple[int, str | None]] = []
+
+    def train(config: RunConfig, _: object) -> int:
+        trained.append((config.seed, config.parallelism.rendezvous))
+        return 0
+
+    for extra in (told, []):
+        line = ["--job", str(jobs.job_file(study, 0)), *extra]
+        assert jobs.do_frozen(line, train=train, console=Console(file=io.StringIO())) == 0
+    assert trained == [(1, "n3:20819"), (2, "n3:20819"), (1, None), (2, None)]
 
 
 @pytest.mark.parametrize(("last", "status"), [(0, 0), (3, 1), (None, 1)])
 def test_what_was_handed_over_again_counts_by_how_it_ended_then(
     grid: Grid, monkeypatch: pytest.MonkeyPatch, last: int | None, status: int
 ) -> None:
-    slurm = Queue(monkeypatch, grid([[1, 2]]))
-    slurm.queued({1: "7_0"})
-    slurm.ends = {"7_0": None, "1_0": last}
-    assert slurm.run() == status
-    assert slurm.log == [("wait", ["7_0"]), ("submit", 1, ["1_0"]), ("wait", ["1_0"])]
+    cluster = Queue(monkeypatch, grid([[1, 2]]))
+    cluster.queued({1: "7_0"})
+    cluster.ends = {"7_0": None, "1_0": last}
+    assert cluster.run() == status
+    assert cluster.log == [("wait", ["7_0"]), ("submit", 1, ["1_0"]), ("wait", ["1_0"])]
 
 
 def test_folders_of_one_name_are_two_points(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
     study = grid([[1], [2]])
     configs = tuple(replace(config, run_dir=f"out/{config.seed}/run") for config in study.configs)
-    slurm = Queue(monkeypatch, replace(study, configs=configs))
-    (slurm.study.folder / "jobs").mkdir(parents=True)
-    assert slurm.run() == 0
-    assert slurm.log[-1] == ("wait", ["0_0", "0_1"])
+    cluster = Queue(monkeypatch, replace(study, configs=configs))
+    (cluster.study.folder / "jobs").mkdir(parents=True)
+    assert cluster.run() == 0
+    assert cluster.log[-1] == ("wait", ["0_0", "0_1"])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,11 @@ def job(folder: Path, name: str, does: str) -> Path:
     path = folder / f"{name}.json"
     path.write_text(does)
     return path
+
+
+def pid_of(path: Path) -> int:
+    """The process that did a job."""
+    return int(path.with_suffix(".pid").read_text().split()[0])
 
 
 def until(seen: Callable[[], object], *, seconds: float = 30) -> None:
@@ -75,16 +81,37 @@ def test_a_worker_that_dies_is_started_anew(worker: Worker, tmp_path: Path, does
     assert status(worker) == 0
 
 
-def test_one_that_is_idle_may_die_too(worker: Worker, tmp_path: Path) -> None:
+def test_one_that_dies_idle_takes_no_job_along(worker: Worker, tmp_path: Path) -> None:
     first, second = job(tmp_path, "a", "end 0"), job(tmp_path, "b", "end 0")
     worker.begin(first)
     assert status(worker) == 0
-    pid = int(first.with_suffix(".pid").read_text().split()[0])
-    os.kill(pid, signal.SIGKILL)
-    worker.begin(second)
-    assert status(worker) in (0, -signal.SIGKILL)  # it may not be dead yet when it is handed the job
-    worker.begin(second)
+    os.kill(pid_of(first), signal.SIGKILL)
+    worker.begin(second)  # it may not be dead yet
     assert status(worker) == 0
+    assert pid_of(second) != pid_of(first)
+
+
+def test_one_that_is_asked_to_stop_as_its_job_ends_takes_no_other(worker: Worker, tmp_path: Path) -> None:
+    first, second = job(tmp_path, "a", "asked 0"), job(tmp_path, "b", "end 0")
+    for path in (first, second):
+        worker.begin(path)
+        assert status(worker) == 0
+    assert pid_of(second) != pid_of(first)
+
+
+def test_one_whose_parent_is_gone_before_it_serves_does_nothing(tmp_path: Path) -> None:
+    path = job(tmp_path, "a", "end 0")
+    ours, theirs = Pipe()
+    with ours, theirs:
+        ours.send(str(path))
+        done = subprocess.run(
+            [*COMMAND, "--jobs", str(theirs.fileno()), "--parent", str(2**22 + 1)],
+            pass_fds=[theirs.fileno()],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PART": "1"},
+            check=False,
+        )
+    assert done.returncode == 1
+    assert not path.with_suffix(".pid").exists()
 
 
 def test_a_worker_is_asked_to_stop_in_the_midst_of_a_job(worker: Worker, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from tinyllama.launch.signals import requests
 from tinyllama.launch.workers import serve
 
 
@@ -21,8 +22,11 @@ def do(job: Path) -> int:
         time.sleep(60)
     if word == "die":
         os._exit(int(number))
+    if word == "asked":
+        requests._asked = True  # while its ranks take their last step
     (job.parent / f"{job.stem}.pid").write_text(f"{os.getpid()} {os.environ['PART']}")
     return int(number)
 
 
-sys.exit(serve(int(sys.argv[1]), do))
+assert sys.argv[1::2] == ["--jobs", "--parent"]
+sys.exit(serve(int(sys.argv[2]), do, parent=int(sys.argv[4])))

@@ -18,9 +18,6 @@ from tinyllama.launch.lifeline import Board, State, first
 from tinyllama.launch.signals import StopRequests
 from tinyllama.launch.watch import Watch, Watched
 
-SERVER_GONE = 255
-"""What Python says a forked process has ended with when its fork server, which would know, is gone."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Death:
@@ -142,8 +139,7 @@ class Agent(LocalElasticAgent):
         local = next(
             (local for local, code in codes.items() if code is not None and local not in self._watch.killed), 0
         )
-        if self._forked and codes.get(local) == SERVER_GONE:
-            reason = "the process that it was forked from was killed, as the kernel does where memory runs out"
-        else:
-            reason = f"ended with exit status {codes.get(local)} and without a word"
+        reason = f"ended with exit status {codes.get(local)} and without a word"
+        if self._forked and codes.get(local) == 255:  # which is Python's word for not knowing
+            reason += ", as where the process that it was forked from is killed"
         return Death(rank=ranks[local], reason=reason)

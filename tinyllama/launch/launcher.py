@@ -1,6 +1,6 @@
 """The ranks of one run on this machine, through torch's elastic launcher.
 
-Even one rank is a process of its own: the runs of a sweep share no process, no CUDA state and no process group.
+Even one rank is a process of its own: the runs of a sweep share no rank, no CUDA state and no process group.
 """
 
 from __future__ import annotations
@@ -256,10 +256,14 @@ def _variables(parallelism: Parallelism) -> dict[str, str]:
         suited["GLOO_SOCKET_IFNAME"] = "lo"  # a machine's own name may lead nowhere, and these ranks need none
     if parallelism.device == "cpu":
         suited |= forkserver.MEMORY
-    if log := os.environ.get(workers.OUTPUT):
-        suited[workers.OUTPUT] = log
-    return forkserver.unset(suited) | {
-        "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGQUIT",  # the others are handled here
-        # otherwise ranks that are started again meet in the store of the attempt before, at its ranks' addresses
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-    }
+    # a server that a worker has started knows the log of its first job
+    given = {name: os.environ[name] for name in (workers.OUTPUT,) if name in os.environ}
+    return (
+        forkserver.unset(suited)
+        | given
+        | {
+            "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGQUIT",  # the others are handled here
+            # otherwise ranks that are started again meet in the store of the attempt before, at its ranks' addresses
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        }
+    )
