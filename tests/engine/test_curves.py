@@ -30,6 +30,7 @@ pytestmark = [
     # what torch.compile does itself
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated"),
 ]
 
 
@@ -121,8 +122,9 @@ def test_200_steps_are_those_of_the_reference(reference: Callable[[str], Tensor]
     assert most < 1e-5
 
 
-def test_200_steps_in_bf16_are_those_of_the_reference(reference: Callable[[str], Tensor]) -> None:
-    most, mean = apart(fast(kernels.WIDENED, "bf16"), reference("bf16"))
+@pytest.mark.parametrize("ops", [kernels.WIDENED, kernels.BLOCKED], ids=["widened", "blocked"])
+def test_200_steps_in_bf16_are_those_of_the_reference(reference: Callable[[str], Tensor], ops: Ops) -> None:
+    most, mean = apart(fast(ops, "bf16"), reference("bf16"))
     assert most < 0.15
     assert mean < 0.005, "one learns better than the other"
 

@@ -38,10 +38,10 @@ def test_auto_does_without_triton_where_there_is_none(monkeypatch: pytest.Monkey
     assert kernels.select("auto", attention="sdpa", device="cuda", precision="bf16") is kernels.TORCH
 
 
-def test_bf16_is_widened_where_the_cpu_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_takes_what_suits_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     select = partial(kernels.select, "auto", attention="sdpa")
-    for capability, ops in (("AVX2", kernels.WIDENED), ("DEFAULT", kernels.WIDENED), ("AVX512", kernels.TORCH)):
+    for capability, ops in (("AVX2", kernels.WIDENED), ("DEFAULT", kernels.WIDENED), ("AVX512", kernels.BLOCKED)):
         monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda capability=capability: capability)
         assert select(device="cpu", precision="bf16") is ops
         assert select(device="cpu", precision="fp32") is kernels.TORCH
-        assert select(device="cuda", precision="bf16") is not kernels.WIDENED
+        assert select(device="cuda", precision="bf16") not in (kernels.WIDENED, kernels.BLOCKED)

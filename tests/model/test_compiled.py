@@ -10,12 +10,14 @@ import torch
 from tests.model.test_kernels import END, TRITON, assert_same_step
 from tests.model.tiny import build, some_tokens
 from tinyllama import kernels
+from tinyllama.kernels import blocked
 
 pytestmark = [
     pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU"),
     # what torch.compile does itself
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated"),
 ]
 
 
@@ -23,6 +25,13 @@ pytestmark = [
 @pytest.mark.parametrize("document_end", [None, END], ids=["whole", "documents"])
 def test_a_compiled_step_is_the_references(document_end: int | None, recompute: bool) -> None:
     assert_same_step(kernels.TORCH, document_end=document_end, recompute=recompute, compiled=True)
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+def test_a_compiled_step_by_blocks_is_the_references(monkeypatch: pytest.MonkeyPatch, recompute: bool) -> None:
+    monkeypatch.setattr(blocked, "BLOCK", 8)
+    torch.compiler.reset()
+    assert_same_step(kernels.BLOCKED, document_end=None, recompute=recompute, compiled=True)
 
 
 def test_a_compiled_step_around_the_kernels_is_the_references() -> None:

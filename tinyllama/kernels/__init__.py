@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from tinyllama.kernels import reference, sdpa, widened
+from tinyllama.kernels import blocked, reference, sdpa, widened
 
 
 class _Attention(Protocol):
@@ -47,6 +47,9 @@ WIDENED = TORCH._replace(
 )
 """For bf16 on a CPU that has no instructions for it."""
 
+BLOCKED = TORCH._replace(attention=blocked.attention)
+"""For bf16 on a CPU that has them."""
+
 _WITHOUT_BF16 = ("AVX2", "DEFAULT")
 
 
@@ -61,8 +64,9 @@ def select(
     if backend == "auto":
         backend = "triton" if device == "cuda" and find_spec("triton") else "torch"
     if backend == "torch":
-        narrow = device == "cpu" and precision == "bf16" and torch.backends.cpu.get_cpu_capability() in _WITHOUT_BF16
-        return WIDENED if narrow else TORCH
+        if device == "cuda" or precision == "fp32":
+            return TORCH
+        return WIDENED if torch.backends.cpu.get_cpu_capability() in _WITHOUT_BF16 else BLOCKED
     # slow to import, and not there on every system
     from tinyllama.kernels import attention as flash
     from tinyllama.kernels import cross_entropy, rmsnorm, rope, swiglu
