@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
-from tinyllama.launch.workers import Worker, log_of
+from tinyllama.launch.workers import Worker, log_of, stop
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, str(Path(__file__).with_name("worker_command.py"))]
@@ -120,6 +121,16 @@ def test_a_worker_is_asked_to_stop_in_the_midst_of_a_job(worker: Worker, tmp_pat
     assert worker.ended() is None
     worker.stop()
     assert status(worker) == -signal.SIGTERM
+
+
+def test_a_second_ctrl_c_kills_what_does_not_stop(worker: Worker, tmp_path: Path) -> None:
+    worker.begin(job(tmp_path, "a", "deaf 0"))
+    until((tmp_path / "waits").exists)
+    assert worker._process is not None
+    Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        stop([worker])
+    assert worker._process.wait(timeout=10) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("does", ["wait 0", "end 0"])

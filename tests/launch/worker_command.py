@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +18,9 @@ def do(job: Path) -> int:
     print("says", job.stem, flush=True)
     subprocess.run(["echo", "child of", job.stem], check=True)
     print("to err", job.stem, file=sys.stderr)
-    if word == "wait":
+    if word == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if word in ("wait", "deaf"):
         (job.parent / "waits").touch()
         time.sleep(60)
     if word == "die":
