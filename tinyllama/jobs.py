@@ -164,9 +164,9 @@ def why_not(folder: Path, run_dir: Path) -> Path:
 def worst(statuses: Iterable[int]) -> int:
     """The exit status of several: interrupted, a full disk, failed or refused, stopped and to be started again."""
     known = set(statuses) - {0}
-    for first in (130, os.EX_IOERR):
-        if first in known:
-            return first
+    for grave in (130, os.EX_IOERR):
+        if grave in known:
+            return grave
     return 1 if known - {os.EX_TEMPFAIL} else max(known, default=0)
 
 
@@ -198,19 +198,19 @@ def side_by_side(study: Study, program: Path, console: Console) -> int:
                 job = job_file(study, number)
                 worker.begin(job)
                 console.print(f"job {number} begins: {log_of(job)}")
+            while free and not waiting:
+                free.pop().close()
             for number, worker in list(running.items()):
                 if (ended := worker.ended()) is not None:
                     console.print(f"job {number} has {'finished' if not ended else f'ended with status {ended}'}")
                     statuses.append(ended)
-                    if waiting:
-                        free.insert(0, worker)
-                    else:
-                        worker.close()
-                    del running[number]
+                    free.insert(0, running.pop(number))  # it need not be started
             told = _tell_finished(study, told, console)
             time.sleep(0.2)
     finally:
         stop(running.values())
+        for worker in free:
+            worker.close()
     return worst(statuses)
 
 

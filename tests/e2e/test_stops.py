@@ -50,7 +50,7 @@ def workers_of(pid: int) -> list[int]:
     return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-@pytest.mark.parametrize("wait", [0, 0.2, 0.8])
+@pytest.mark.parametrize("wait", [0, 0.1, 0.3])
 def test_while_it_imports_and_composes(here: Here, wait: float) -> None:
     running = start(here, "task=plan", "name=early")
     began = time.monotonic()

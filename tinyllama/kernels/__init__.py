@@ -48,7 +48,7 @@ WIDENED = TORCH._replace(
 """For bf16 on a CPU that has no instructions for it."""
 
 BLOCKED = TORCH._replace(attention=blocked.attention)
-"""For bf16 on a CPU that has them."""
+"""For bf16 on a CPU with AVX512."""
 
 _WITHOUT_BF16 = ("AVX2", "DEFAULT")
 

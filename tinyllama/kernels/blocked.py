@@ -1,8 +1,9 @@
 """Causal attention as matrix products over blocks of queries, which torch.compile makes faster than the fused kernel.
 
-So it is on a CPU, in bf16 with instructions for it, up to LONGEST positions; nothing else is worked out so. Like the
-fused kernel it keeps no scores for the backward, only the logarithm of each row's sum. Beside the letters of
-`reference`, n counts pairs of a sequence and a key-value head, and r the query heads that share one.
+So it is on a CPU, in bf16 with AVX512, up to LONGEST positions; nothing else is worked out so. The backward works the
+weights out again from the scores and the logarithm of each row's sum; torch.compile finds that it has had the scores
+before, and keeps them. Beside the letters of `reference`, n counts pairs of a sequence and a key-value head, and r the
+query heads that share one.
 """
 
 from __future__ import annotations
@@ -74,9 +75,9 @@ def _blocks(t: int) -> Iterator[slice]:
         yield slice(first, min(first + BLOCK, t))
 
 
-def _product(x_nrtk: Tensor, y_nkc: Tensor) -> Tensor:
-    """One for all heads that share y."""
-    product: Tensor = (x_nrtk.flatten(1, 2) @ y_nkc).unflatten(1, x_nrtk.shape[1:3])
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    """[n, r, t, x] and [n, x, c] to [n, r, t, c]: one product for all heads that share y."""
+    product: Tensor = (x.flatten(1, 2) @ y).unflatten(1, x.shape[1:3])
     return product
 
 
@@ -88,6 +89,6 @@ def _scores(q_nrtc: Tensor, k_nsc: Tensor) -> Tensor:
 
 
 def _summed(parts: Iterable[Tensor], *, like: Tensor) -> Tensor:
-    """Of the first positions each, [n, s, c]."""
+    """The sum [n, s, c] of parts that are of the first positions alone."""
     padded = [F.pad(part.float(), (0, 0, 0, like.shape[1] - part.shape[1])) for part in parts]
     return sum(padded[1:], padded[0]).to(like.dtype)

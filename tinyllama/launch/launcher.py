@@ -250,7 +250,7 @@ def _is_here(parallelism: Parallelism) -> bool:
 
 
 def _variables(parallelism: Parallelism) -> dict[str, str]:
-    """Environment variables that suit ranks, which a user's own come before, and one that is the elastic agent's."""
+    """Environment variables that suit ranks, which a user's own come before, and what a worker and the agent set."""
     suited = {}
     if _is_here(parallelism) and sys.platform == "linux":
         suited["GLOO_SOCKET_IFNAME"] = "lo"  # a machine's own name may lead nowhere, and these ranks need none

@@ -27,7 +27,7 @@ class Worker:
     """One of them, from the side that hands out jobs. It is started for its first, and anew where it has died."""
 
     def __init__(self, command: Sequence[str], variables: Mapping[str, str]) -> None:
-        """The command is told `--jobs DESCRIPTOR --parent PID`, and to `serve` there, with these variables besides."""
+        """The command is started with `--jobs DESCRIPTOR --parent PID` and these variables, and is to call `serve`."""
         self._command = command
         self._variables = variables
         self._process: subprocess.Popen[bytes] | None = None
@@ -115,16 +115,24 @@ def serve(descriptor: int, do: Callable[[Path], int], *, parent: int) -> int:
     """
     end_with(parent, signal.SIGTERM)  # it saves and stops
     os.set_inheritable(descriptor, False)
-    with Connection(descriptor) as jobs, suppress(EOFError, ConnectionError):
-        while True:
-            job = Path(jobs.recv())
-            jobs.send(None)
+    with Connection(descriptor) as jobs:
+        while job := _taken(jobs):
             os.environ[OUTPUT] = str(log_of(job))
             speak_into_log()
             status = do(job)
-            jobs.send(status)
+            with suppress(ConnectionError):
+                jobs.send(status)
             requests.check()
     return 0
+
+
+def _taken(jobs: Connection) -> Path | None:
+    """The next job, which is now this process's; None where there are no more."""
+    with suppress(EOFError, ConnectionError):
+        job = Path(jobs.recv())
+        jobs.send(None)
+        return job
+    return None
 
 
 def speak_into_log() -> None:
