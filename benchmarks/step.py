@@ -129,7 +129,7 @@ def measured(case: Case, how: How) -> dict[str, Any] | None:
                     if name in OURS:
                         return None
                     workers.pop(name).close()
-            limits = [rates(how.device)]
+            limits = [rates(how.device, case.precision)]
             steps = {name: _steps(worker, how.least_s) for name, worker in workers.items()}
             for name in workers:
                 told[name]["seconds"] = []
@@ -138,7 +138,7 @@ def measured(case: Case, how: How) -> dict[str, Any] | None:
                     answer = worker.steps(steps[name])
                     told[name]["seconds"].append(answer["seconds"] / steps[name])
                     told[name]["peak_bytes"] = answer["peak_bytes"]
-            limits.append(rates(how.device))
+            limits.append(rates(how.device, case.precision))
         finally:
             for worker in workers.values():
                 worker.close()

@@ -78,7 +78,7 @@ def run(case: Case, who: Sequence[str], *, device: str, threads: int, steps: int
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         written(case, folder, device=device, threads=threads)
-        least = floor(case, rates(device))
+        least = floor(case, rates(device, case.precision))
         least = {
             "matrix products": least["matrix products"] + least["loss"],
             **{part: least[part] for part in ("attention", "elementwise", "optimizer")},
