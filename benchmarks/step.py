@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
@@ -97,8 +98,11 @@ def begun(case: Case, folder: Path, *, peers: str | None) -> tuple[dict[str, Wor
 def apart(losses: Sequence[float], expected: Sequence[float]) -> tuple[float, float]:
     """How far the first loss, and the furthest after it, are from what is expected, of the first expected.
 
-    Of its own size a late one could be any share away: a batch that is seen again and again is learnt by heart.
+    Infinitely far where one is no number. Of its own size a late one could be any share away: a batch that is seen
+    again and again is learnt by heart.
     """
+    if not all(map(math.isfinite, losses)):
+        return math.inf, math.inf
     first, *others = (abs(a - b) / expected[0] for a, b in zip(losses, expected, strict=True))
     return first, max(others)
 
@@ -121,7 +125,6 @@ def measured(case: Case, how: How) -> dict[str, Any] | None:
             for name in list(workers):
                 entry = told[name]
                 entry["apart"] = apart(entry["losses"], told[REFERENCE]["losses"])
-                # a NaN is not at most anything
                 if not all(far <= most for far, most in zip(entry["apart"], APART[case.precision], strict=True)):
                     far = " and ".join(f"{share:.1e}" for share in entry["apart"])
                     entry["status"] = f"other losses than {REFERENCE}'s: {far} apart"

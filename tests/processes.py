@@ -1,7 +1,9 @@
-"""Finding the ranks of a launcher among the processes of this machine."""
+"""Finding the ranks of a launcher among the processes of this machine, and waiting for what becomes of them."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -17,3 +19,18 @@ def ranks_of(launcher: int) -> list[int]:
     servers = children(launcher, running=b"forkserver")
     forked = [child for server in servers for child in children(server, running=b"forkserver")]
     return children(launcher, running=b"spawn_main") + forked
+
+
+def until(condition: Callable[[], object], *, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    path = Path(f"/proc/{pid}/stat")
+    try:
+        return path.read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from benchmarks.step import apart
 from benchmarks.step_cases import CPU, GPU, Case, floor
 from benchmarks.step_profile import group_of
 from tests.benchmarks import patched
@@ -76,6 +78,13 @@ def test_other_losses_of_ours_are_seen(tmp_path: Path, precision: str) -> None:
     assert f"14m-{precision}: tinyllama: other losses than transformers's" in said
     assert f"14m-{precision}: nothing is told" in said
     assert not (tmp_path / "out.json").exists()
+
+
+def test_a_loss_that_is_no_number_is_infinitely_far() -> None:
+    """Wherever it comes: max() takes no notice of a NaN that is not the first."""
+    assert apart([10.0, 5.0, 1.0], [10.0, 5.5, 1.2]) == pytest.approx((0.0, 0.05))
+    for losses in ([10.0, 5.0, math.nan], [math.nan, 5.0, 1.0], [10.0, math.inf, 1.0]):
+        assert apart(losses, [10.0, 5.0, 1.0]) == (math.inf, math.inf)
 
 
 def test_the_floor_is_the_work_at_the_rates() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import children, ranks_of
+from tests.processes import alive, children, ranks_of, until
 
 pytestmark = pytest.mark.faults
 
@@ -72,13 +72,6 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start]:
         process.communicate()
 
 
-def until(condition: Callable[[], object], *, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.02)
-
-
 def told(process: subprocess.Popen[str]) -> list[str]:
     return process.communicate(timeout=90)[0].splitlines()
 
@@ -88,14 +81,6 @@ def pids(run_dir: Path, attempt: int = 0) -> list[int]:
     files = [run_dir / f"began-{attempt}-{rank}" for rank in (0, 1)]
     until(lambda: all(file.exists() for file in files))
     return [int(file.read_text()) for file in files]
-
-
-def alive(pid: int) -> bool:
-    path = Path(f"/proc/{pid}/stat")
-    try:
-        return path.read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def test_a_killed_rank_ends_a_deaf_group_which_starts_again(start: Start, tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing import Pipe
 from pathlib import Path
 from threading import Timer
 
 import pytest
 
+from tests.processes import alive, until
 from tinyllama.launch.workers import Worker, log_of, stop
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,13 +39,6 @@ def job(folder: Path, name: str, does: str) -> Path:
 def pid_of(path: Path) -> int:
     """The process that did a job."""
     return int(path.with_suffix(".pid").read_text().split()[0])
-
-
-def until(seen: Callable[[], object], *, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not seen():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def status(worker: Worker) -> int:
@@ -154,4 +147,4 @@ def test_it_ends_with_the_process_that_hands_out_jobs(tmp_path: Path, does: str)
     until((tmp_path / ("waits" if does == "wait 0" else "a.pid")).exists)
     asked.kill()
     asked.communicate()
-    until(lambda: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text())
+    until(lambda: not alive(pid))

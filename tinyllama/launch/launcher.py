@@ -256,14 +256,11 @@ def _variables(parallelism: Parallelism) -> dict[str, str]:
         suited["GLOO_SOCKET_IFNAME"] = "lo"  # a machine's own name may lead nowhere, and these ranks need none
     if parallelism.device == "cpu":
         suited |= forkserver.MEMORY
-    # a server that a worker has started knows the log of its first job
-    given = {name: os.environ[name] for name in (workers.OUTPUT,) if name in os.environ}
-    return (
-        forkserver.unset(suited)
-        | given
-        | {
-            "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGQUIT",  # the others are handled here
-            # otherwise ranks that are started again meet in the store of the attempt before, at its ranks' addresses
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        }
-    )
+    ours = {
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGQUIT",  # the others are handled here
+        # otherwise ranks that are started again meet in the store of the attempt before, at its ranks' addresses
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
+    if log := os.environ.get(workers.OUTPUT):
+        ours[workers.OUTPUT] = log  # a server that a worker has started knows that of its first job
+    return forkserver.unset(suited) | ours
