@@ -102,6 +102,7 @@ def test_one_whose_parent_is_gone_before_it_serves_does_nothing(tmp_path: Path) 
             [*COMMAND, "--jobs", str(theirs.fileno()), "--parent", str(2**22 + 1)],
             pass_fds=[theirs.fileno()],
             env=os.environ | {"PYTHONPATH": str(ROOT), "PART": "1"},
+            timeout=30,
             check=False,
         )
     assert done.returncode == 1
