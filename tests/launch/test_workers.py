@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
 from pathlib import Path
 from threading import Timer
@@ -15,7 +15,9 @@ from threading import Timer
 import pytest
 
 from tests.processes import alive, until
-from tinyllama.launch.workers import Worker, log_of, stop
+from tinyllama.config.schema import RunConfig
+from tinyllama.launch import launcher
+from tinyllama.launch.workers import OUTPUT, Worker, log_of, stop
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, str(Path(__file__).with_name("worker_command.py"))]
@@ -63,6 +65,14 @@ def test_one_process_does_job_after_job_each_into_its_own_log(worker: Worker, tm
             f"says {path.stem}",
             f"to err {path.stem}",
         ]
+
+
+def test_ranks_are_told_the_log_of_the_job(config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forked ranks have the environment of their server, which was started in an earlier job."""
+    monkeypatch.setenv(OUTPUT, "second.log")
+    assert launcher._variables(config().parallelism)[OUTPUT] == "second.log"
+    monkeypatch.delenv(OUTPUT)
+    assert OUTPUT not in launcher._variables(config().parallelism)
 
 
 @pytest.mark.parametrize(("does", "ended"), [("die 5", 5), ("die 0", 1)])
