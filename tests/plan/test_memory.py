@@ -94,9 +94,15 @@ def compare(shape: Model, layout: Layout) -> None:
         assert needed.peak - states <= most * (1 + WITHIN)
 
 
-def test_a_mask_of_documents_is_kept_by_every_layer() -> None:
-    for precision in ("fp32", "bf16"):
-        compare(SHAPES["mostly activations"], replace(LAYOUT, precision=precision, masked_sdpa=True))  # type: ignore[arg-type]
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_a_mask_of_documents_is_kept_by_every_layer_and_so_are_copies_of_shared_keys(
+    monkeypatch: pytest.MonkeyPatch, backend: str, precision: str, kv_heads: int
+) -> None:
+    monkeypatch.setattr(target, "takes", lambda _: True)
+    shape = replace(SHAPES["mostly activations"], n_kv_heads=kv_heads)
+    compare(shape, replace(LAYOUT, backend=backend, precision=precision, masked_sdpa=True))  # type: ignore[arg-type]
 
 
 def test_a_part_left_out_would_show() -> None:

@@ -174,16 +174,19 @@ def _kept_by_block(model: Model, layout: Layout) -> int:
     """What one block keeps for its backward, in bytes a token."""
     d, f, h, kv = model.d_model, model.d_ff, model.n_heads, model.n_kv_heads * model.head_dim
     e = layout.itemsize
+    # with a mask, keys and values that some query heads share are copied for each; what all share needs no copy
+    copied = layout.masked_sdpa and 1 < model.n_kv_heads < h
     if layout.backend == "triton":
         # each norm its sum, its result and a root; queries, keys, values; what attention gathers, with a log-sum a
         # head; the packed projection and the SwiGLU of it
-        each = e * (2 * 2 * d + (d + 2 * kv) + d + 3 * f) + 4 * (2 + h)
-    elif e == 4:
-        # the reference's: each norm also the normed sum; the packed projection for its values and its rotated part
-        each = e * (2 * 3 * d + (d + 2 * kv) + (d + kv) + d + 4 * f) + 4 * (2 + h)
+        each = e * (2 * 2 * d + d + (2 * d if copied else 2 * kv) + d + 3 * f) + 4 * (2 + h)
     else:
-        # the same, where fp32 copies of what is computed widely are kept beside the bf16 results
-        each = 2 * (2 * d + (d + 2 * kv) + (d + kv) + d + f) + 4 * (2 * 2 * d + 3 * f) + 4 * (2 + h)
+        # the reference's: the packed projection, for its values, unless copies are kept; and its rotated part
+        qkv = (2 * d if copied else d + 2 * kv) + (d + kv)
+        if e == 4:  # each norm also the normed sum
+            each = e * (2 * 3 * d + qkv + d + 4 * f) + 4 * (2 + h)
+        else:  # the same, where fp32 copies of what is computed widely are kept beside the bf16 results
+            each = 2 * (2 * d + qkv + d + f) + 4 * (2 * 2 * d + 3 * f) + 4 * (2 + h)
     if layout.masked_sdpa:
         each += e * model.context
     return each
