@@ -68,7 +68,7 @@ def run() -> int:
     from tinyllama import status
 
     if len(configs) > 1 and all(config.task == "plan" for config in configs):
-        return status.attempt(partial(tasks.plan_grid, configs, console=console), console=console)
+        return status.attempt(partial(study.plan, configs, console=console), console=console)
     if all(config.task == "train" for config in configs) and (len(configs) > 1 or configs[0].study.launcher == "slurm"):
         from tinyllama import study
 

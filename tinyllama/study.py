@@ -1,4 +1,4 @@
-"""Many runs from one line: compiled to jobs that share trunks, trained in turn or side by side, fitted, and told.
+"""Many runs from one line: planned, or compiled to jobs that share trunks, trained in turn or side by side, and fitted.
 
 A study's folder, runs_dir/study-NAME, holds its jobs as they were frozen (`jobs/`, with a log each where they run side
 by side), `study.json`, and what was fitted to its points. The points are runs like any other, in folders of their own.
@@ -26,10 +26,11 @@ from tinyllama.config.load import ConfigError, Problem, as_dict, digest, run_fol
 from tinyllama.config.schema import RunConfig
 from tinyllama.jobs import Study
 from tinyllama.launch import trunk
+from tinyllama.launch.runs import finished, steps_taken
 from tinyllama.launch.signals import requests
-from tinyllama.plan.render import counted
+from tinyllama.plan.render import Point, counted, render_grid
 from tinyllama.scaling.collect import STUDY
-from tinyllama.tracking.folder import RESULT, alone, is_kept
+from tinyllama.tracking.folder import PLAN, RESULT, alone, is_kept
 from tinyllama.tracking.parent import Parent
 from tinyllama.tracking.record import write_json
 from tinyllama.tracking.store import flatten
@@ -104,13 +105,28 @@ def labels_of(configs: Sequence[RunConfig]) -> list[str]:
 
 
 def _short(value: str) -> str:
-    """A round count of thousands as one writes it, any other value as it is."""
+    """A round count of thousands and a whole number as one writes them, any other value as it is."""
+    value = value.removesuffix(".0") if value.removesuffix(".0").isdecimal() else value
     short = counted(int(value)) if value.isdecimal() else value
     return short if value.isdecimal() and parse_count(short) == int(value) else value
 
 
 def _digest_of(configs: Sequence[RunConfig]) -> str:
     return hashlib.sha256("".join(sorted(map(digest, configs))).encode()).hexdigest()[:8]
+
+
+def plan(configs: Sequence[RunConfig], *, console: Console) -> None:
+    """task=plan of several points: a line for each, and what they take together."""
+    plans = [tasks.planned_and_written(config) for config in configs]
+    spared = trunk.spared_tokens(configs, plans)
+    points = []
+    for label, config, plan, shared in zip(labels_of(configs), configs, plans, spared, strict=True):
+        behind, done = plan.tokens_by(min(steps_taken(run_folder(config)), plan.steps)), finished(run_folder(config))
+        left = 0 if done else plan.tokens - max(shared, behind)
+        points.append(Point(label, plan, done=bool(done), shared_tokens=shared, left_tokens=left))
+    for part in render_grid(points):
+        console.print(part)
+    console.print(f"each written to {PLAN} in its own folder, where no run has begun")
 
 
 def run(configs: Sequence[RunConfig], *, train: jobs.Train, program: Path, console: Console) -> int:

@@ -16,10 +16,10 @@ from rich.console import Console
 
 from tinyllama.config.load import ConfigError, Problem, run_folder
 from tinyllama.config.schema import RunConfig
-from tinyllama.launch import forkserver, launcher, runs, trunk
+from tinyllama.launch import forkserver, launcher, rates, runs, trunk
 from tinyllama.launch.signals import requests
 from tinyllama.plan.plan import Plan, make_plan, settled
-from tinyllama.plan.render import Point, render, render_grid, short
+from tinyllama.plan.render import render, short
 from tinyllama.tracking.folder import PLAN, alone
 from tinyllama.tracking.record import write_json
 from tinyllama.tracking.store import tracking_uri, ui_command
@@ -77,32 +77,21 @@ def identity_of(config: RunConfig) -> runs.DataIdentity:
 
 
 def plan_of(config: RunConfig, *, manifest: Manifest | None) -> Plan:
-    """What a run will take, at the rate that an earlier run of its model measured, if there was one."""
-    return make_plan(config, measured_tokens=sizes(manifest), measured_rate=runs.measured_rate(config))
+    """What a run will take, at the rate that earlier runs measured, if there were any."""
+    return make_plan(config, measured_tokens=sizes(manifest), measured_rate=rates.measured_rate(config))
 
 
 def plan(config: RunConfig, *, console: Console) -> None:
     """task=plan: what the run will take, from the configuration alone."""
-    whole = _planned_and_written(config)
+    whole = planned_and_written(config)
     for part in render(whole, title=f"{config.name}: {config.model.name} on {config.data.name}"):
         console.print(part)
     place = run_folder(config) / PLAN
     console.print(f"{place} stays that of the run there" if runs.is_begun(place.parent) else f"written to {place}")
 
 
-def plan_grid(configs: Sequence[RunConfig], *, console: Console) -> None:
-    """task=plan of several points: a line for each, and what they take together."""
-    plans = [_planned_and_written(config) for config in configs]
-    points = [
-        Point(run_folder(config).name, whole, bool(runs.finished(run_folder(config))), spared)
-        for config, whole, spared in zip(configs, plans, trunk.spared_tokens(configs, plans), strict=True)
-    ]
-    for part in render_grid(points):
-        console.print(part)
-    console.print(f"each written to {PLAN} in its own folder, where no run has begun")
-
-
-def _planned_and_written(config: RunConfig) -> Plan:
+def planned_and_written(config: RunConfig) -> Plan:
+    """A run's plan, written to its folder unless the run has begun there."""
     whole = plan_of(config, manifest=manifest_of(config))
     if not runs.is_begun(run_folder(config)):  # what a run was begun by stays
         write_json(run_folder(config) / PLAN, whole.as_dict())

@@ -18,6 +18,7 @@ PLANNED = "runs/of-plans/planned"
 OWN = "runs_dir=runs/of-plans"
 """Where no other test has measured how fast the model is."""
 LARGER = ["train.batch_tokens=4096", "budget.tokens=90K"]
+CAUSAL = "6N, no input embedding, causal attention"
 SHORT = ["budget.tokens=60K", "checkpoint.every=1000", "tracking=journal", "train.eval_every=1000"]
 
 
@@ -48,21 +49,27 @@ def test_what_a_run_measured_is_what_the_next_one_is_planned_by(here: Here, plan
     assert plan["rate"]["source"] == f"measured in {PLANNED}"
     assert plan["cost"]["hours"] * 3600 * plan["rate"]["tokens_per_s"] == pytest.approx(plan["tokens"])
     here.run(OWN, "task=plan", "run_dir=runs/other", *SHORT, "model.n_layers=3")
-    assert json.loads((here.folder / "runs/other/plan.json").read_text())["rate"] is None, "another model"
+    other = json.loads((here.folder / "runs/other/plan.json").read_text())
+    done = here.result(PLANNED)["tokens_per_s"] * plan["flops_per_token"][CAUSAL]
+    assert other["rate"]["tokens_per_s"] * other["flops_per_token"][CAUSAL] == pytest.approx(done)
+    assert other["rate"]["source"] == f"assumed: the FLOPs a second of another model, measured in {PLANNED}"
+    here.run(OWN, "task=plan", "run_dir=runs/bf16", *SHORT, "train.precision=bf16")
+    assert json.loads((here.folder / "runs/bf16/plan.json").read_text())["rate"] is None, "it computes otherwise"
 
 
 def test_a_grid_is_one_table_with_totals(here: Here, planned: str) -> None:
     grid = "budget.tokens=60K,80K"
     out = here.run("-m", "task=plan", *SHORT[1:], grid, "runs_dir=runs/grid", COLUMNS="80")
-    assert [line.split()[0] for line in out.splitlines()[2:4]] == [
-        "nano-stdlib-" + name for name in named(here, "grid")
-    ]
-    assert "all: 2 runs, 143K tokens" in out  # 30 and 40 steps of 2,048
+    assert [line.split()[0] for line in out.splitlines()[2:4]] == ["tokens=60K", "tokens=80K"]
+    totals = [row.split()[:3] for row in out.splitlines() if row.startswith((" all", " still"))]
+    assert totals == [["all", "2", "143K"]], "30 and 40 steps of 2,048"
+    assert "how long: not known" in out
     here.run(*SHORT, "runs_dir=runs/grid")
     out = here.run("-m", "task=plan", *SHORT[1:], grid, "runs_dir=runs/grid", COLUMNS="80")
     assert out.splitlines()[2].split()[-1] == "yes"
-    assert "still to do: 1 runs, 81.9K tokens" in out
-    assert "GPU-hours" in out.splitlines()[-2]
+    [left] = [row.split() for row in out.splitlines() if row.startswith(" still to do")]
+    assert left[3:5] == ["1", "81.9K"]
+    assert "rate: measured in runs/grid/nano-stdlib-" in out
     for broken in (here.folder / "runs/grid").glob("*/result.json"):
         broken.write_text("{")
     out = here.run("-m", "task=plan", *SHORT[1:], grid, "runs_dir=runs/grid", expect=2)
@@ -75,14 +82,6 @@ def test_a_runs_own_plan_stays(here: Here, planned: str) -> None:
     out = here.run(OWN, "task=plan", f"run_dir={PLANNED}", *SHORT, "budget.tokens=90K")
     assert f"{PLANNED}/plan.json stays that of the run there" in out
     assert (here.folder / PLANNED / "plan.json").read_bytes() == before
-
-
-def named(here: Here, folder: str) -> list[str]:
-    plans = {
-        path.parent.name[-8:]: json.loads(path.read_text())
-        for path in (here.folder / "runs" / folder).glob("*/plan.json")
-    }
-    return sorted(plans, key=lambda name: plans[name]["tokens"])
 
 
 def test_what_does_not_fit_is_refused_and_leaves_nothing(here: Here) -> None:

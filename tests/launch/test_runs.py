@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tinyllama.config.load import as_dict, run_folder
 from tinyllama.config.schema import RunConfig
 from tinyllama.launch import runs
-from tinyllama.launch.runs import DataIdentity, freeze, measured_rate, settled_before, thaw
+from tinyllama.launch.runs import DataIdentity, freeze, settled_before, thaw
 from tinyllama.plan.plan import make_plan, settled
 
 Config = Callable[..., RunConfig]
@@ -114,51 +113,6 @@ def test_what_was_frozen_is_read_back(tmp_path: Path, config: Config, data: Data
     assert runs.tokenizer(tmp_path / "run").read_bytes() == b"pieces"
 
 
-FOREIGN = '{"status": "finished", "tokens_per_s": 1, "config": {"model": []}}'
-
-
-def test_the_rate_is_that_of_the_newest_finished_run_of_the_model(tmp_path: Path, config: Config) -> None:
-    def left(name: str, *line: str, age: int, status: str = "finished", speed: float | None = 100.0) -> None:
-        plain = as_dict(config(*LINE, *line))
-        path = tmp_path / name / "result.json"
-        path.parent.mkdir()
-        path.write_text(json.dumps({"status": status, "tokens_per_s": speed, "config": plain}))
-        os.utime(path, (10**9 - age, 10**9 - age))
-
-    two = ["parallelism.gpus=2", "parallelism.micro_batch=2"]
-    asked = config(*LINE, *two, f"runs_dir={tmp_path}", "budget.tokens=9M", "seed=3")
-    assert measured_rate(asked) is None
-    left("old", *two, age=9, speed=70.0)
-    left(run_folder(asked).name, *two, age=1, speed=70.0)  # its own
-    left("right", *two, age=8)
-    left("no-step-left", *two, age=7, speed=None)
-    left("unfinished", *two, age=6, status="failed")
-    for name, line in {
-        "another-model": ["model.n_layers=3"],
-        "another-gpu": ["hardware=h100"],
-        "another-precision": ["train.precision=bf16"],
-        "another-mask": ["train.mask_documents=true"],
-        "other-kernels": ["kernels=torch"],
-        "recomputed": ["parallelism.recompute=true"],
-        "one-rank-alone": ["parallelism.gpus=1"],
-        "other-threads": ["parallelism.threads=3"],
-    }.items():
-        left(name, *two, *line, age=3)
-    for name, text in {
-        "cut": '{"status": "fini',
-        "strange": "[1]",
-        "older": '{"status": "finished"}',
-        "foreign": FOREIGN,
-    }.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "result.json").write_text(text)
-    assert measured_rate(asked) == (50.0, str(tmp_path / "right")), "100 tokens/s on two ranks"
-    gpus = ["parallelism=single", "hardware=a100"]
-    left("one-gpu", *gpus, age=2)
-    asked = config(*LINE, *gpus, "parallelism.gpus=2", f"runs_dir={tmp_path}")
-    assert measured_rate(asked) == (100.0, str(tmp_path / "one-gpu")), "each has a GPU of its own"
-
-
 def test_a_halved_micro_batch_stays_halved_on_the_same_gpus(tmp_path: Path, config: Config, data: DataIdentity) -> None:
     def on(*line: str) -> Config:
         return of(config, "parallelism.micro_batch=auto", f"run_dir={tmp_path / 'run'}", *line, steps=200)
@@ -232,7 +186,6 @@ def test_a_run_from_before_a_choice_was_there_is_read(tmp_path: Path, config: Co
         del whole["config"][section][key]
     (tmp_path / "config.json").write_text(json.dumps(whole))
     assert thaw(tmp_path).config == run
-    assert runs._what_sets_the_rate(whole["config"]) == runs._what_sets_the_rate(as_dict(run))
 
 
 def test_what_another_version_froze_is_said_to_be_that(tmp_path: Path, config: Config, data: DataIdentity) -> None:

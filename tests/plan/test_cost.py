@@ -8,7 +8,7 @@ import pytest
 
 from tinyllama.config.schema import RunConfig
 from tinyllama.engine import room
-from tinyllama.plan.cost import MFU_CONVENTION, mfu
+from tinyllama.plan.cost import MFU_CONVENTION, Measured, mfu
 from tinyllama.plan.count import count_flops
 from tinyllama.plan.plan import make_plan
 
@@ -33,7 +33,7 @@ def test_mfu_names_its_convention(config: Callable[..., RunConfig]) -> None:
 
 
 def test_what_was_measured_comes_before_what_is_assumed(config: Callable[..., RunConfig]) -> None:
-    measured = (20_000.0, "runs/earlier")
+    measured = Measured(tokens_per_s=20_000.0, run="runs/earlier")
     rate = make_plan(config(*V1), measured_rate=measured).rate
     assert rate is not None
     assert (rate.tokens_per_s, rate.source) == (20_000, "measured in runs/earlier")
@@ -53,7 +53,7 @@ def test_what_gpus_do_in_bf16_is_assumed_of_nothing_else(config: Callable[..., R
     told = make_plan(config("hardware.peak_tflops=0.1", "plan.mfu=0.5")).rate
     assert told is not None
     assert (told.mfu, told.source) == (0.5, "assumed: plan.mfu"), "whoever says so knows"
-    measured = make_plan(config("plan.mfu=0.5"), measured_rate=(1000.0, "runs/earlier")).rate
+    measured = make_plan(config("plan.mfu=0.5"), measured_rate=Measured(tokens_per_s=1000.0, run="runs/earlier")).rate
     assert measured is not None
     assert measured.tokens_per_s == 1000, "a share of a peak that is not known says nothing"
 
@@ -61,11 +61,27 @@ def test_what_gpus_do_in_bf16_is_assumed_of_nothing_else(config: Callable[..., R
 def test_nothing_is_made_up_where_nothing_is_known(config: Callable[..., RunConfig]) -> None:
     plan = make_plan(config())
     assert (plan.rate, plan.cost) == (None, None)
-    here = make_plan(config(), measured_rate=(1000.0, "runs/earlier"))
+    here = make_plan(config(), measured_rate=Measured(tokens_per_s=1000.0, run="runs/earlier"))
     assert here.rate is not None
     assert here.cost is not None
     assert {here.rate.mfu, here.cost.dollars, here.cost.kwh} == {None}
     assert here.cost.hours * 3600 == here.tokens / 1000
+
+
+def test_where_nothing_else_is_known_another_model_says_how_fast_the_machine_is(
+    config: Callable[..., RunConfig],
+) -> None:
+    twice = Measured(tokens_per_s=1000.0, run="runs/nano", other_flops=2 * count_flops(config().model).causal)
+    rate = make_plan(config(), measured_rate=twice).rate
+    assert rate is not None
+    assert (rate.tokens_per_s, rate.mfu) == (2000, None)
+    assert rate.source == "assumed: the FLOPs a second of another model, measured in runs/nano"
+    known = make_plan(config(*V1), measured_rate=twice).rate
+    assert known is not None
+    assert known.source.startswith("assumed: TinyLlama 1.1B on A100s"), "a known GPU's rate is of large models"
+    set_by_hand = make_plan(config(*V1, "plan.mfu=0.6"), measured_rate=twice).rate
+    assert set_by_hand is not None
+    assert set_by_hand.source == "assumed: plan.mfu"
 
 
 def test_disk(config: Callable[..., RunConfig]) -> None:

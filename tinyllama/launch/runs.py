@@ -247,38 +247,6 @@ def finished(run_dir: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path} is no result of a run: {error!r}: move it away, or choose another run_dir") from error
 
 
-def measured_rate(config: RunConfig) -> tuple[float, str] | None:
-    """Tokens a second on one rank of the newest other finished run of a model on its hardware, and that run's folder.
-
-    What is no result of this version is passed over: it is only asked how fast it was.
-    """
-    wanted = _what_sets_the_rate(as_dict(config))
-    newest: tuple[float, float, str] | None = None
-    for path in Path(config.runs_dir).glob(f"*/{RESULT}"):
-        if path.parent == run_folder(config):
-            continue  # a plan is not measured by what came of it
-        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
-            written = path.stat().st_mtime
-            if newest and written <= newest[0]:
-                continue
-            result = finished(path.parent)
-            if result and result["tokens_per_s"] and _what_sets_the_rate(result["config"]) == wanted:
-                layout = result["config"]["parallelism"]
-                newest = written, result["tokens_per_s"] / (layout["nodes"] * layout["gpus"]), str(path.parent)
-    return newest and newest[1:]
-
-
-def _what_sets_the_rate(config: dict[str, Any]) -> list[Any]:
-    """Ranks of a CPU share it; each GPU is a rank's own, and what ranks wait for each other is left out."""
-    layout, train = config["parallelism"], config["train"]
-    shape = {key: value for key, value in config["model"].items() if key != "name"}
-    share = [layout[key] for key in ("nodes", "gpus", "threads")] if layout["device"] == "cpu" else []
-    how = [layout["device"], layout["recompute"], layout.get("offload", "none"), config["study"].get("per_gpu", 1)]
-    how += [train["precision"], train["mask_documents"]]
-    kernels = {"compile": False} | config["kernels"]  # runs of earlier versions had no such choice
-    return [shape, config["hardware"]["name"], kernels, *how, *share]
-
-
 def is_begun(run_dir: Path) -> bool:
     """Whether a run was ever started in a folder."""
     return (run_dir / CONFIG).exists()

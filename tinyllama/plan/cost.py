@@ -29,24 +29,42 @@ class Rate:
     """Where that comes from."""
 
 
-def expected_rate(config: RunConfig, flops: FlopsPerToken, *, measured: tuple[float, str] | None) -> Rate | None:
-    """What plan.mfu says, else what a run of this model on this hardware measured, else what the hardware is known for.
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a finished run reached on one rank."""
 
-    measured is tokens a second on one GPU, and where. None where none of the three is there. The hardware is known for
-    what GPUs do in bf16, and its peak is theirs.
+    tokens_per_s: float
+    run: str
+    """Its folder."""
+    other_flops: int | None = None
+    """FLOPs per token (`FlopsPerToken.causal`) of its model, where that is another than the one that is planned."""
+
+
+def expected_rate(config: RunConfig, flops: FlopsPerToken, *, measured: Measured | None) -> Rate | None:
+    """What plan.mfu says, else what a run of this model on this hardware measured, else what the hardware is known for,
+    else the FLOPs a second that a run of another model reached; None where none of them is there.
+
+    The hardware is known for what GPUs do in bf16, and its peak is theirs.
     """
     hardware, known = config.hardware, config.parallelism.device == "cuda" and config.train.precision == "bf16"
     peak = hardware.peak_tflops and hardware.peak_tflops * 1e12
-    if measured and (config.plan.mfu is None or peak is None):
-        tokens_per_s, where = measured
+
+    def rate_of(tokens_per_s: float, source: str) -> Rate:
         share = mfu(tokens_per_s, flops_per_token=flops.causal, peak_flops=peak) if peak else None
-        return Rate(tokens_per_s=tokens_per_s, mfu=share, source=f"measured in {where}")
+        return Rate(tokens_per_s=tokens_per_s, mfu=share, source=source)
+
+    same = measured and measured.other_flops is None
     share, source = config.plan.mfu, "plan.mfu"
+    if measured and same and (share is None or peak is None):
+        return rate_of(measured.tokens_per_s, f"measured in {measured.run}")
     if share is None and known:
         share, source = hardware.mfu, hardware.mfu_source or "hardware.mfu"
-    if peak is None or share is None:
-        return None
-    return Rate(tokens_per_s=share * peak / flops.causal, mfu=share, source=f"assumed: {source}")
+    if peak is not None and share is not None:
+        return rate_of(share * peak / flops.causal, f"assumed: {source}")
+    if measured and measured.other_flops:
+        tokens_per_s = measured.tokens_per_s * measured.other_flops / flops.causal
+        return rate_of(tokens_per_s, f"assumed: the FLOPs a second of another model, measured in {measured.run}")
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,20 @@ _GPUS_OF_A_MACHINE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A way to lay out a step, and what it takes."""
+
+    zero_stage: int
+    recompute: bool
+    own: bool
+    """Whether it is how the run itself is laid out."""
+    needed: Memory
+    """With the run's own micro-batch."""
+    largest_micro_batch: int | None
+    """The largest that fits and divides the batch, 0 where none does; None where nobody knows."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fit:
     """A run in its GPUs' memory."""
 
@@ -33,6 +47,8 @@ class Fit:
     """The largest that fits and divides the batch, 0 where none does; None where nobody knows."""
     remedy: str | None
     """The settings that would make it fit; None where it fits, or nothing would."""
+    choices: tuple[Choice, ...]
+    """The run at each stage of ZeRO, with activations kept and recomputed; one is its own."""
 
     @property
     def fits(self) -> bool | None:
@@ -71,29 +87,53 @@ def _this_machines_bytes() -> int:
 
 def fit(config: RunConfig, *, batches: Sequence[int]) -> Fit:
     """Of a run whose stages take so many sequences a step. Where the micro-batch is auto and its GPU not known: 1."""
-    wanted, usable, world = config.parallelism.micro_batch, usable_bytes(config), config.parallelism.world_size
+    parallelism, usable = config.parallelism, usable_bytes(config)
+    largest = _largest(config, batches, usable)
+    micro_batch = (largest or 1) if parallelism.micro_batch == "auto" else parallelism.micro_batch
 
-    def needs(micro_batch: int) -> Memory:
-        return memory(config.model, _layout(config, batches, micro_batch))
+    def choice(stage: int, recompute: bool) -> Choice:
+        changes = {"zero_stage": stage, "recompute": recompute}
+        return Choice(
+            zero_stage=stage,
+            recompute=recompute,
+            own=(stage, recompute) == (parallelism.zero_stage, parallelism.recompute),
+            needed=memory(config.model, _layout(config, batches, micro_batch, **changes)),
+            largest_micro_batch=_largest(config, batches, usable, **changes),
+        )
 
-    choices = divisors(math.gcd(*batches) // world)
-    fitting = [] if usable is None else [choice for choice in choices if needs(choice).peak <= usable]
-    largest = max(fitting, default=0)
-    micro_batch = (largest or 1) if wanted == "auto" else wanted
-    needed = needs(micro_batch)
-    remedy = None if usable is None or needed.peak <= usable else _remedy(config, batches, largest, usable)
+    needed = memory(config.model, _layout(config, batches, micro_batch))
     return Fit(
         micro_batch=micro_batch,
         needed=needed,
-        machine=needed.machine * config.parallelism.gpus,
+        machine=needed.machine * parallelism.gpus,
         usable=usable,
-        largest_micro_batch=None if usable is None else largest,
-        remedy=remedy,
+        largest_micro_batch=largest,
+        remedy=None if usable is None or needed.peak <= usable else _remedy(config, batches, largest or 0, usable),
+        choices=tuple(choice(stage, recompute) for stage in _stages(config) for recompute in (False, True)),
     )
 
 
-def _layout(config: RunConfig, batches: Sequence[int], micro_batch: int, **changes: object) -> Layout:
-    accumulation = max(batches) // (micro_batch * config.parallelism.world_size)
+def _largest(config: RunConfig, batches: Sequence[int], usable: int | None, **changes: int) -> int | None:
+    """The largest micro-batch that fits and divides every batch, 0 where none does; None where nobody knows."""
+    if usable is None:
+        return None
+    together = math.gcd(*batches)
+    world = changes.get("world_size", config.parallelism.world_size)
+    for micro_batch in reversed(divisors(together // world)) if together % world == 0 else ():
+        if memory(config.model, _layout(config, batches, micro_batch, **changes)).peak <= usable:
+            return micro_batch
+    return 0
+
+
+def _stages(config: RunConfig) -> range:
+    """Of ZeRO, those that the run's other choices allow: what is compiled needs whole parameters."""
+    least = 2 if config.parallelism.offload == "optimizer" else 1
+    return range(least, 3 if config.kernels.compile else 4)
+
+
+def _layout(config: RunConfig, batches: Sequence[int], micro_batch: int, **changes: int) -> Layout:
+    world = changes.get("world_size", config.parallelism.world_size)
+    accumulation = max(batches) // (micro_batch * world)
     return replace(Layout.of(config, micro_batch=micro_batch, accumulation=accumulation), **changes)  # type: ignore[arg-type]
 
 
@@ -106,16 +146,12 @@ def _remedy(config: RunConfig, batches: Sequence[int], largest: int, usable: int
     if largest:
         return f"parallelism.micro_batch={largest}"
     for settings, changes in _steps(config):
-        world = int(changes.get("world_size", config.parallelism.world_size))
-        choices = reversed(divisors(math.gcd(*batches) // world))
-        for micro_batch in choices if math.gcd(*batches) % world == 0 else ():
-            if memory(config.model, _layout(config, batches, micro_batch, **changes)).peak <= usable:
-                return " ".join([*settings, f"parallelism.micro_batch={micro_batch}"])
+        if micro_batch := _largest(config, batches, usable, **changes):
+            return " ".join([*settings, f"parallelism.micro_batch={micro_batch}"])
     for sharers in range(config.study.per_gpu - 1, 0, -1):
-        room = usable_bytes(replace(config, study=replace(config.study, per_gpu=sharers))) or 0
-        for micro_batch in reversed(divisors(math.gcd(*batches))):
-            if memory(config.model, _layout(config, batches, micro_batch)).peak <= room:
-                return f"study.per_gpu={sharers} parallelism.micro_batch={micro_batch}"
+        room = usable_bytes(replace(config, study=replace(config.study, per_gpu=sharers)))
+        if micro_batch := _largest(config, batches, room):
+            return f"study.per_gpu={sharers} parallelism.micro_batch={micro_batch}"
     return None
 
 
@@ -126,7 +162,7 @@ def _steps(config: RunConfig) -> Iterator[tuple[list[str], dict[str, int]]]:
     if not parallelism.recompute:
         settings, changes = ["parallelism.recompute=true"], {"recompute": True}
         yield settings, changes
-    most = 2 if config.kernels.compile else 3  # what is compiled needs whole parameters
+    most = max(_stages(config))
     sharding = range(parallelism.zero_stage + 1, most + 1)
     for stage in sharding:  # the second needs less room to reduce gradients, on one GPU too
         yield [*settings, f"parallelism.zero_stage={stage}"], changes | {"zero_stage": stage}

@@ -9,7 +9,7 @@ from typing import Any
 
 from tinyllama.config.load import ConfigError, Problem
 from tinyllama.config.schema import RunConfig
-from tinyllama.plan.cost import Cost, Disk, Rate, cost, disk, expected_rate
+from tinyllama.plan.cost import Cost, Disk, Measured, Rate, cost, disk, expected_rate
 from tinyllama.plan.count import FlopsPerToken, Parameters, count_flops, count_parameters
 from tinyllama.plan.fit import Fit, divisors, fit
 from tinyllama.plan.forecast import Forecast, Lifetime, forecasts, lifetime
@@ -141,13 +141,13 @@ def make_plan(
     config: RunConfig,
     *,
     measured_tokens: Mapping[str, int] | None = None,
-    measured_rate: tuple[float, str] | None = None,
+    measured_rate: Measured | None = None,
 ) -> Plan:
     """Work a run out.
 
     measured_tokens holds each source's training tokens where the data is prepared; otherwise what the configuration
-    declares stands in. measured_rate is the tokens a second that an earlier run of the model reached on one such GPU,
-    and where. Raises ConfigError, with everything in it that is wrong, where the run cannot be done.
+    declares stands in. measured_rate is what an earlier run reached. Raises ConfigError, with everything in it that is
+    wrong, where the run cannot be done.
     """
     model, data = config.model, config.data
     sizes = {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from rich.table import Table
 
 from tinyllama.plan.cost import MFU_CONVENTION
-from tinyllama.plan.memory import gigabytes
+from tinyllama.plan.fit import Choice
+from tinyllama.plan.memory import Memory, gigabytes
 from tinyllama.plan.plan import Plan
 
 NOT_KNOWN = "not known"
@@ -22,7 +23,7 @@ def render(plan: Plan, *, title: str) -> Iterator[Table | str]:
     if len(plan.stages) > 1:
         yield from render_stages(plan)
     yield from _losses(plan)
-    yield _memory(plan)
+    yield from _memory(plan)
     yield from _costs(plan)
     for warning in plan.warnings:
         yield f"warning: {warning}"
@@ -47,68 +48,71 @@ def short(plan: Plan) -> Iterator[str]:
 class Point(NamedTuple):
     """One of several runs."""
 
-    name: str
+    label: str
+    """What tells it from the others."""
     plan: Plan
     done: bool
     """Whether it has been trained already."""
-    spared_tokens: int
+    shared_tokens: int
     """Those that it need not train, as it shares a trunk with a shorter one."""
+    left_tokens: int
+    """Those that are still to train: neither shared nor behind it."""
 
 
 def render_grid(points: Sequence[Point]) -> Iterator[Table | str]:
     """A line for each of several runs, and what they take together."""
     table = Table(box=None, padding=(0, 1, 0, 0))
-    for column in ("run", "size", "tokens", "per\nparam", "memory", "GPU-\nhours", "US\ndollars", "loss", "done"):
-        table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
-    for name, plan, done, _ in points:
-        cost = plan.cost
+    table.add_column("point", overflow="fold")
+    timed, begun = any(point.plan.cost for point in points), any(point.done for point in points)
+    columns = ["size", "tokens", "per\nparam", "memory", *["GPU-\nhours"] * timed, "loss", *["done"] * begun]
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for label, plan, done, *_ in points:
+        fits = plan.fit.fits is not False
+        cost = [f"{plan.cost.gpu_hours:,.2f}" if plan.cost else "?"] if timed else []
         table.add_row(
-            name,
+            label,
             counted(plan.parameters.total),
             counted(plan.tokens),
             f"{plan.tokens_per_param:,.1f}",
-            gigabytes(plan.fit.needed.peak) + ("" if plan.fit.fits is not False else "\ntoo much"),
-            f"{cost.gpu_hours:,.2f}" if cost else "?",
-            f"{cost.dollars:,.2f}" if cost and cost.dollars is not None else "?",
+            gigabytes(plan.fit.needed.peak) + ("" if fits else "\ntoo much"),
+            *cost,
             f"{plan.forecasts[0].loss:.3f}",
-            "yes" if done else "",
+            *["yes" if done else ""] * begun,
         )
     yield table
-    left = [point.plan for point in points if not point.done]
     yield f"loss: by {points[0].plan.forecasts[0].law}, on their own corpus and tokenizer"
     for source in dict.fromkeys(point.plan.rate.source for point in points if point.plan.rate):
         yield f"rate: {source}"
-    yield _together("all", [point.plan for point in points])
-    if any(point.spared_tokens for point in points):
-        yield _shared(points)
-    if len(left) < len(points):
-        yield _together("still to do", left)
+    if not timed:
+        yield "how long: not known; choose hardware=a100 or the like, or set plan.mfu and hardware.peak_tflops"
+    alone = [point.plan.tokens for point in points]
+    shared = [point.plan.tokens - point.shared_tokens for point in points]
+    left = [point.left_tokens for point in points]
+    sums = {"each alone" if shared != alone else "all": alone}
+    sums |= {"trunks shared": shared} if shared != alone else {}
+    sums |= {"still to do": left} if left != shared else {}
+    plans = [point.plan for point in points]
+    table = _table("", "runs", "tokens", "FLOPs (6N)", *["GPU-hours", "in turn", "US dollars"] * timed)
+    for which, tokens in sums.items():
+        table.add_row(which, *_together(plans, tokens, timed=timed))
+    yield table
 
 
-def _shared(points: Sequence[Point]) -> str:
-    six_n = [point.plan.flops_per_token.six_n for point in points]
-    flops = sum(n * point.plan.tokens for n, point in zip(six_n, points, strict=True))
-    spared = sum(n * point.spared_tokens for n, point in zip(six_n, points, strict=True))
-    tokens = sum(point.spared_tokens for point in points)
-    told = f"shared trunks save {counted(tokens)} of the tokens, {spared / flops:.0%} of the FLOPs"
-    if all(point.plan.rate for point in points):
-        seconds = (point.spared_tokens / point.plan.rate.tokens_per_s for point in points if point.plan.rate)
-        told += f", {sum(seconds) / 3600:,.2f} GPU-hours"
-    return told
-
-
-def _together(which: str, plans: Sequence[Plan]) -> str:
-    tokens = sum(plan.tokens for plan in plans)
-    costs = [plan.cost for plan in plans if plan.cost]
-    flops = sum(plan.flops_per_token.six_n * plan.tokens for plan in plans)
-    told = f"{which}: {len(plans)} runs, {counted(tokens)} tokens, {flops:.3g} FLOPs (6N)"
-    if len(costs) < len(plans):
-        return told + "; how long is not known of all"
-    told += (
-        f", {sum(cost.gpu_hours for cost in costs):,.2f} GPU-hours, {hours(sum(cost.hours for cost in costs))} in turn"
-    )
-    dollars = [cost.dollars for cost in costs if cost.dollars is not None]
-    return told + (f", {sum(dollars):,.2f} US dollars" if len(dollars) == len(plans) else "")
+def _together(plans: Sequence[Plan], tokens: Sequence[int], *, timed: bool) -> Iterator[str]:
+    """What so many of the tokens of each run take."""
+    parts = [(plan, count) for plan, count in zip(plans, tokens, strict=True) if count]
+    yield f"{len(parts):,}"
+    yield counted(sum(tokens))
+    yield f"{sum(plan.flops_per_token.six_n * count for plan, count in parts):.3g}"
+    if not timed:
+        return
+    costs = [(plan.cost, count / plan.tokens) for plan, count in parts if plan.cost]
+    dollars = [share * cost.dollars for cost, share in costs if cost.dollars is not None]
+    all_known = len(costs) == len(parts)
+    yield f"{sum(share * cost.gpu_hours for cost, share in costs):,.2f}" if all_known else "?"
+    yield hours(sum(share * cost.hours for cost, share in costs)) if all_known else "?"
+    yield f"{sum(dollars):,.2f}" if len(dollars) == len(parts) else "?"
 
 
 def _counts(plan: Plan, title: str) -> Table:
@@ -191,31 +195,42 @@ def _losses(plan: Plan) -> Iterator[Table | str]:
         )
 
 
-def _memory(plan: Plan) -> Table:
-    fit, needed = plan.fit, plan.fit.needed
-    table = _facts()
-    parts = {
-        "weights": (needed.weights, ""),
-        "gradients": (needed.gradients, ""),
-        "optimizer": (needed.optimizer, "fp32 weights and two moments"),
-        "activations": (needed.activations, f"of {plan.micro_batch} sequences"),
-        "recomputed": (needed.recomputed, "one block's at a time"),
-        "logits": (needed.logits, "with the loss and its gradients"),
-        "buffers": (needed.buffers, "to reduce gradients and gather parameters"),
-    }
-    for name, (size, remark) in parts.items():
-        if size:
-            table.add_row(f"  {name}", gigabytes(size), remark)
-    if fit.machine:
-        table.add_row("machine's memory", gigabytes(fit.machine), "fp32 weights, gradients and moments of its ranks")
-    table.add_row("at its most", gigabytes(needed.peak), "not all of these are there at one time")
+def _memory(plan: Plan) -> Iterator[Table | str]:
+    """A column for each stage of ZeRO and what recomputation changes, the run's own with stars; whether it fits."""
+    fit = plan.fit
+    own = next(choice for choice in fit.choices if choice.own)
+    kept, again = ([choice for choice in fit.choices if choice.recompute is recompute] for recompute in (False, True))
+    stages = (f"ZeRO {choice.zero_stage}{' *' if choice.zero_stage == own.zero_stage else '  '}" for choice in kept)
+    table = _table(f"memory of a rank, micro-batch {plan.micro_batch}", *stages)
+
+    def add(label: str, size: Callable[[Memory], int], choices: Sequence[Choice] = kept) -> None:
+        if any(sizes := [size(choice.needed) for choice in choices]):
+            table.add_row(f"  {label}", *(f"{gigabytes(n_bytes)}  " for n_bytes in sizes))
+
+    def add_both(label: str, told: Callable[[Choice], str]) -> None:
+        for name, choices in ((label, kept), ("  recomputed", again)):
+            own_row = choices[0].recompute is own.recompute
+            table.add_row(name + " *" * own_row, *(f"{told(choice)}  " for choice in choices))
+
+    add("weights", lambda needed: needed.weights)
+    add("gradients", lambda needed: needed.gradients)
+    add("fp32 weights and two moments", lambda needed: needed.optimizer)
+    add("activations", lambda needed: needed.activations)
+    add("  recomputed", lambda needed: needed.activations + needed.recomputed, again)
+    add("logits, the loss, their gradients", lambda needed: needed.logits)
+    add("buffers to reduce and to gather", lambda needed: needed.buffers)
+    add_both("at its most: not all at one time", lambda choice: gigabytes(choice.needed.peak))
+    if fit.usable is not None:
+        add_both("largest micro-batch", lambda choice: f"{choice.largest_micro_batch:,}")
+    add("of the machine's memory", lambda needed: needed.machine)
+    yield table
     if fit.usable is None:
-        table.add_row("usable", NOT_KNOWN, "choose hardware=a100 or the like to see whether it fits")
-        return table
-    verdict = "it fits" if fit.fits else f"it does not fit: {fit.remedy or 'no layout would do'}"
-    table.add_row("usable", gigabytes(fit.usable), verdict)
-    table.add_row("largest micro-batch", f"{fit.largest_micro_batch:,}", "that fits and divides the batch")
-    return table
+        yield f"usable: {NOT_KNOWN}; choose hardware=a100 or the like to see whether it fits"
+    else:
+        verdict = "it fits" if fit.fits else f"it does not fit: {fit.remedy or 'no layout would do'}"
+        yield f"usable: {gigabytes(fit.usable)}; {verdict}"
+    if fit.machine:
+        yield f"a machine's own memory: {gigabytes(fit.machine)} for fp32 weights, gradients and moments of its ranks"
 
 
 def _costs(plan: Plan) -> Iterator[Table | str]:
