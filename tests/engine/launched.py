@@ -19,7 +19,12 @@ def measured(script: str, *, ranks: int) -> dict[str, Any]:
     """What a script of this folder, started as `torchrun ... SCRIPT OUT` on so many ranks, writes to OUT as JSON."""
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
     meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=localhost"]
-    alone = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+    alone = {
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": str(HERE.parents[1]),
+    }
     with TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
         done = subprocess.run(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from tests.engine.live import Live
 from tests.engine.ranks import ADAMW, LAYOUT
@@ -45,13 +46,12 @@ SHAPES = {
     "between": shape(vocab_size=1024, context=128, d_model=128, n_layers=6, n_heads=4, d_ff=344),
     "wide vocabulary": shape(vocab_size=4096, context=64, d_model=96, n_layers=3, n_heads=6, d_ff=256),
 }
+INTERPRETED = shape(vocab_size=256, context=64, d_model=64, n_layers=4, n_heads=2, d_ff=172)
+"""For the kernels, which take their time."""
 
 
-WITH_ENGINE = (("mostly states", False), ("mostly activations", False), ("mostly activations", True))
-"""A shape, and whether it is recomputed."""
-
-STEPS = 8
-"""The least of so many is taken: the backend's threads, at times, let go late of what they have sent."""
+STEPS = {1: 1, 2: 8}
+"""By ranks. The least of so many is taken: the backend's threads, at times, let go late of what they have sent."""
 
 
 def kept_by_the_machine(engine: Engine) -> int:
@@ -76,19 +76,31 @@ def most_of_a_step(engine: Engine, tokens: torch.Tensor, live: Live) -> int:
     return live.most
 
 
+def most_with_what_kernels_take(engine: Engine, tokens: torch.Tensor) -> int:
+    """The same by PyTorch's allocator, which sees what is allocated inside an op as well."""
+    before, now = Live().before, 0
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        engine.step(tokens, lr=1e-3)
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    totals = [now := now + event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return before + max(totals)
+
+
 def step(
-    name: str,
+    model_shape: Model,
     ranks: Ranks,
     *,
     stage: Literal[1, 2, 3],
     precision: Literal["fp32", "bf16"],
     recompute: bool,
     offload: Literal["none", "optimizer"] = "none",
+    backend: Literal["torch", "triton"] = "torch",
 ) -> dict[str, float]:
     """The most that a step allocates, of one micro-batch where it recomputes and of two where not."""
     gc.collect()  # the engine before goes in two rounds, and Live makes the second
     before, accumulation = Live().before, 1 if recompute else 2
-    model = Llama(SHAPES[name], ops=kernels.TORCH, recompute=recompute)
+    ops = kernels.select(backend, attention="triton", device="cpu", precision="fp32")  # of bf16 the reference's, too
+    model = Llama(model_shape, ops=ops, recompute=recompute)
     engine = Engine(
         model,
         state=TrainState.fresh(initial_weights(model, seed=1)),
@@ -99,10 +111,13 @@ def step(
         ranks=ranks,
         device=torch.device("cpu"),
     )
-    tokens = torch.zeros(accumulation, int(LAYOUT.micro_batch), SHAPES[name].context + 1, dtype=torch.long)
+    tokens = torch.zeros(accumulation, int(LAYOUT.micro_batch), model_shape.context + 1, dtype=torch.long)
     engine.step(tokens, lr=1e-3)
-    with Live() as live:
-        most = min(most_of_a_step(engine, tokens, live) for _ in range(STEPS)) - before
+    if backend == "triton":
+        most = most_with_what_kernels_take(engine, tokens) - before
+    else:
+        with Live() as live:
+            most = min(most_of_a_step(engine, tokens, live) for _ in range(STEPS[ranks.world_size])) - before
     layout = Layout(
         zero_stage=stage,
         offload=offload == "optimizer",
@@ -111,16 +126,16 @@ def step(
         accumulates=accumulation > 1,
         recompute=recompute,
         precision=precision,
-        backend="torch",
+        backend=backend,
         masked_sdpa=False,
     )
-    planned = memory(SHAPES[name], layout)
+    planned = memory(model_shape, layout)
     found = {"most": most, "planned": planned.peak}
     if layout.offload:
         machine = kept_by_the_machine(engine)
         found |= {"most": found["most"] - machine, "machine": machine, "planned machine": planned.machine}
         if stage == 3:  # a GPU is sent back what was added up for it; a CPU has it
-            found["planned"] -= 4 * count_parameters(SHAPES[name]).total // ranks.world_size
+            found["planned"] -= 4 * count_parameters(model_shape).total // ranks.world_size
     return found
 
 
@@ -133,14 +148,18 @@ def main() -> None:
     precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
     found = {
         f"{name}, stage {stage}, {precision}, {'recomputed' if recompute else 'kept'}": step(
-            name, ranks, stage=stage, precision=precision, recompute=recompute
+            SHAPES[name], ranks, stage=stage, precision=precision, recompute=recompute
         )
-        for (name, recompute), stage, precision in product(WITH_ENGINE, stages, precisions)
+        for name, recompute, stage, precision in product(SHAPES, (False, True), stages, precisions)
     }
-    name, _ = WITH_ENGINE[0]
+    name = "mostly states"
     for stage, precision in product(stages[1:], precisions):
         found[f"{name}, stage {stage}, {precision}, offloaded"] = step(
-            name, ranks, stage=stage, precision=precision, recompute=False, offload="optimizer"
+            SHAPES[name], ranks, stage=stage, precision=precision, recompute=False, offload="optimizer"
+        )
+    for recompute in (False, True) if ranks.world_size == 1 else ():
+        found[f"on kernels, {'recomputed' if recompute else 'kept'}"] = step(
+            INTERPRETED, ranks, stage=1, precision="fp32", recompute=recompute, backend="triton"
         )
     if ranks.is_first:
         Path(sys.argv[1]).write_text(json.dumps(found, indent=2))

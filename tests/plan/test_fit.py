@@ -89,9 +89,31 @@ def test_more_processes_are_no_remedy_on_one_machine(config: Callable[..., RunCo
     assert (found.fits, found.remedy) == (False, None)
 
 
+@pytest.mark.parametrize(
+    ("line", "stages"), [("", [1, 2, 3]), ("kernels.compile=true", [1, 2]), ("parallelism.offload=optimizer", [2, 3])]
+)
+def test_every_choice_is_what_a_run_of_it_is_planned_to_take(
+    fitted: Callable[..., Fit], line: str, stages: list[int]
+) -> None:
+    common = ("model=300m", "hardware.memory_gb=8", "parallelism.gpus=2", "parallelism.micro_batch=2", *line.split())
+    choices = fitted(*common, "parallelism.zero_stage=2").choices
+    assert [(choice.zero_stage, choice.recompute) for choice in choices] == [
+        (stage, recompute) for stage in stages for recompute in (False, True)
+    ]
+    assert [choice.own for choice in choices] == [
+        (choice.zero_stage, choice.recompute) == (2, False) for choice in choices
+    ]
+    for choice in choices:
+        how = f"parallelism.zero_stage={choice.zero_stage}", f"parallelism.recompute={choice.recompute}"
+        run = fitted(*common, *how)
+        assert (choice.needed, choice.largest_micro_batch) == (run.needed, run.largest_micro_batch), how
+    assert len({choice.largest_micro_batch for choice in choices}) > 1, "they differ"
+
+
 def test_a_gpu_nobody_knows_is_not_judged(fitted: Callable[..., Fit]) -> None:
     unknown = fitted("hardware=cpu")
     assert {unknown.usable, unknown.fits, unknown.largest_micro_batch, unknown.remedy, unknown.problem} == {None}
+    assert {choice.largest_micro_batch for choice in unknown.choices} == {None}
 
 
 def test_ranks_of_one_machine_share_its_memory(

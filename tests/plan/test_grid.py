@@ -61,7 +61,7 @@ def test_nothing_is_shared_where_the_schedule_has_no_plateau(grid: Grid) -> None
     assert lines["all"][1:3] == ["2", f"{300 * BATCH / 1e3:.3g}K"]
     assert lines["each"][1] == "written", "not alone"
     assert {"trunks", "still"}.isdisjoint(lines)
-    assert lines["how"][:4] == ["how", "long:", "not", "known;"]
+    assert lines["how"][:4] == ["how", "long:", "not", "known"]
 
 
 def test_what_is_behind_a_run_is_not_still_to_do(grid: Grid) -> None:

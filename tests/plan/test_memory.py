@@ -1,4 +1,4 @@
-"""Planned memory beside what PyTorch allocates: a model's forward and backward, and whole steps of the engine."""
+"""Planned memory beside what PyTorch allocates: by a model's forward, and in whole steps of the engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from tinyllama.plan import memory as planned
 from tinyllama.plan.count import count_parameters
 from tinyllama.plan.memory import Layout, memory
 
-WITHIN = 0.1
 LAYOUT = Layout(
     zero_stage=1,
     world_size=1,
@@ -37,11 +36,11 @@ LAYOUT = Layout(
 )
 
 
-def model_alone(shape: Model, layout: Layout) -> tuple[int, int]:
-    """Bytes that a forward keeps, and the most that it and its backward take, weights aside.
+def kept_by_a_forward(shape: Model, layout: Layout) -> int:
+    """Bytes that a model's forward keeps, weights aside.
 
     With no real numbers for the kernels, which would take long in the interpreter: their outputs have shapes all the
-    same. What they use inside is not seen.
+    same.
     """
     dtype = torch.bfloat16 if layout.precision == "bf16" else torch.float32
     fake = FakeTensorMode(allow_non_fake_inputs=True) if layout.backend == "triton" else nullcontext()
@@ -57,9 +56,8 @@ def model_alone(shape: Model, layout: Layout) -> tuple[int, int]:
         model(tokens[:, :-1], tokens[:, 1:])  # some tables are made at the first
         with Live() as live:
             loss, _ = model(tokens[:, :-1], tokens[:, 1:])
-            kept = live.now - live.before
-            loss.backward()
-    return kept, live.most - live.before
+            assert loss.requires_grad, "there is a backward that it is kept for"
+            return live.now - live.before
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
@@ -80,18 +78,13 @@ def test_activations_are_what_the_kernels_keep(
 
 
 def compare(shape: Model, layout: Layout) -> None:
-    kept, most = model_alone(shape, layout)
-    needed = memory(shape, layout)
     tokens = layout.micro_batch * shape.context
     # log-probabilities by the torch ops; by the kernel, gradients of its inputs
     loss = 4 * shape.vocab_size * tokens
     if layout.backend == "triton":
         loss = layout.itemsize * shape.d_model * tokens + 4 * shape.vocab_size * shape.d_model
-    assert needed.activations + loss == pytest.approx(kept, rel=0.02)
-    if layout.backend == "torch":  # what a kernel takes inside is not seen
-        states = memory(shape, replace(layout, micro_batch=0)).peak
-        # what the states have beside it at their own peak, gradients and a bucket, are not there in the model alone
-        assert needed.peak - states <= most * (1 + WITHIN)
+    kept = kept_by_a_forward(shape, layout)
+    assert memory(shape, layout).activations + loss == pytest.approx(kept, rel=0.02)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
@@ -107,7 +100,7 @@ def test_a_mask_of_documents_is_kept_by_every_layer_and_so_are_copies_of_shared_
 
 def test_a_part_left_out_would_show() -> None:
     shape = SHAPES["wide vocabulary"]
-    kept, _ = model_alone(shape, LAYOUT)
+    kept = kept_by_a_forward(shape, LAYOUT)
     loss = 4 * shape.vocab_size * LAYOUT.micro_batch * shape.context
     for other in (replace(shape, d_ff=shape.d_ff * 3 // 4), replace(shape, n_layers=shape.n_layers - 1)):
         assert memory(other, LAYOUT).activations + loss < 0.95 * kept
@@ -116,9 +109,10 @@ def test_a_part_left_out_would_show() -> None:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_step_of_the_engine_takes_what_was_planned(ranks: int) -> None:
     found = measured("memory_steps.py", ranks=ranks)
-    assert len(found) == 22
-    wrong = {name: one["planned"] / one["most"] for name, one in found.items()}
-    assert {name: ratio for name, ratio in wrong.items() if not abs(ratio - 1) < WITHIN} == {}
+    assert len(found) == 52 + 2 * (ranks == 1)
+    ratios = {name: one["planned"] / one["most"] for name, one in found.items()}
+    bounds = {name: 0.1 if name.endswith("offloaded") else 0.05 for name in found}
+    assert {name: ratio for name, ratio in ratios.items() if not abs(ratio - 1) < bounds[name]} == {}
     machine = [one["planned machine"] / one["machine"] for one in found.values() if "machine" in one]
     assert machine == [pytest.approx(1, rel=0.001)] * 4
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from tinyllama.config.load import ConfigError
 from tinyllama.config.schema import RunConfig
+from tinyllama.plan.memory import gigabytes
 from tinyllama.plan.plan import Plan, make_plan
 from tinyllama.plan.render import render, short
 
@@ -395,6 +396,34 @@ def test_every_number_of_the_plan_is_printed(tinyllama: Plan) -> None:
     assert [word for word in words if word not in text] == []
     assert max(len(line) for line in text.splitlines()) <= 100
     assert "…" not in text
+
+
+def test_memory_is_printed_for_every_stage_with_the_runs_own_marked(config: Callable[..., RunConfig]) -> None:
+    line = ("task=plan", "model=1.1b", "data=slimpajama_starcoder", "budget.tokens=1B", "hardware=rtx4090")
+    plan = make_plan(config(*line, "parallelism=single", "parallelism.zero_stage=2", "parallelism.recompute=true"))
+    text = printed(plan)
+    rows = [line.split() for line in text[text.index("memory of a rank") :].splitlines()]
+    assert rows[0] == ["memory", "of", "a", "rank,", "micro-batch", "4", "ZeRO", "1", "ZeRO", "2", "*", "ZeRO", "3"]
+    kept, again = ([choice for choice in plan.fit.choices if choice.recompute is which] for which in (False, True))
+    for label, choices, size in (
+        ("weights", kept, lambda one: gigabytes(one.needed.weights)),
+        ("gradients", kept, lambda one: gigabytes(one.needed.gradients)),
+        ("fp32 weights and two moments", kept, lambda one: gigabytes(one.needed.optimizer)),
+        ("activations", kept, lambda one: gigabytes(one.needed.activations)),
+        ("recomputed", again, lambda one: gigabytes(one.needed.activations + one.needed.recomputed)),
+        ("logits, the loss, their gradients", kept, lambda one: gigabytes(one.needed.logits)),
+        ("buffers to reduce and to gather", kept, lambda one: gigabytes(one.needed.buffers)),
+        ("at its most: not all at one time", kept, lambda one: gigabytes(one.needed.peak)),
+        ("recomputed *", again, lambda one: gigabytes(one.needed.peak)),
+        ("largest micro-batch", kept, lambda one: str(one.largest_micro_batch)),
+        ("recomputed *", again, lambda one: str(one.largest_micro_batch)),
+    ):
+        assert [*label.split(), *(word for one in choices for word in size(one).split())] in rows, label
+    assert "does not fit: parallelism.micro_batch=2" in text
+    offloaded = ("parallelism=single", "parallelism.zero_stage=2", "parallelism.offload=optimizer")
+    text = printed(make_plan(config(*line, *offloaded)))
+    assert "ZeRO 1" not in text
+    assert "machine's own memory: 30.41 GB" in text
 
 
 @pytest.mark.parametrize(

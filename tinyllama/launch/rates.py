@@ -69,11 +69,13 @@ def _read(path: Path, written: float) -> _Reached | None:  # noqa: ARG001
 
 
 def _what_sets_the_rate(config: dict[str, Any]) -> list[Any]:
-    """All but the model. Ranks of a CPU share it; each GPU is a rank's own, and what ranks wait for each other is left
-    out."""
+    """All but the model. Ranks of a CPU share it, and so do optimizers that lie there; each GPU is a rank's own, and
+    what ranks wait for each other is left out."""
     layout, train = config["parallelism"], config["train"]
-    share = [layout[key] for key in ("nodes", "gpus", "threads")] if layout["device"] == "cpu" else []
-    how = [layout["device"], layout["recompute"], layout.get("offload", "none"), config["study"].get("per_gpu", 1)]
+    offload = layout.get("offload", "none")
+    on_cpu = layout["device"] == "cpu" or offload != "none"
+    share = [layout[key] for key in ("nodes", "gpus", "threads")] if on_cpu else []
+    how = [layout["device"], layout["recompute"], offload, config["study"].get("per_gpu", 1)]
     how += [train["precision"], train["mask_documents"]]
     kernels = {"compile": False} | config["kernels"]  # runs of earlier versions had no such choice
     return [config["hardware"]["name"], kernels, *how, *share]

@@ -125,8 +125,13 @@ def memory(model: Model, layout: Layout) -> Memory:
         held += summed
     held += staged
     carried = {1: fresh + filling, 2: summed, 3: 0}[stage] if layout.accumulates else 0
-    coming = {1: max(carried, fresh + filling), 2: carried + fresh + filling, 3: fresh}[stage]
+    # what one bucket holds is reduced once all of it is there, and the last to come is the embedding's
+    embedding = e * model.vocab_size * model.d_model
+    reduced = fresh if offload or n > REDUCE_BUCKET else 0
+    coming = {1: max(carried, fresh + filling - embedding), 2: carried + filling + reduced, 3: fresh}[stage]
     coming += copies if w > 1 else 2 * copies
+    # at the second stage a gradient is made wide to be handed on; at the third one rank has them twice
+    handed = {1: 0, 2: 4 * _largest(model), 3: bucket if w == 1 else 0}[stage] if mixed else 0
 
     block = _kept_by_block(model, layout) * tokens
     kept = model.n_layers * block
@@ -141,7 +146,7 @@ def memory(model: Model, layout: Layout) -> Memory:
     machine += _allocated(shard, layout) if stage == 3 else _allocated(e * n // w, layout) + staged
     if stage == 2 and not mixed and layout.accumulates:
         machine += shard
-    begun = {1: max(carried, filling), 2: carried + filling, 3: 0}[stage] + e * model.vocab_size * model.d_model
+    begun = {1: max(carried, filling), 2: carried + filling, 3: 0}[stage] + embedding
     return Memory(
         weights=weights,
         gradients=summed + fresh,
@@ -155,7 +160,7 @@ def memory(model: Model, layout: Layout) -> Memory:
             held + carried + kept + end + loss_kept + loss_more,
             held + begun + kept + again + work,
             held + coming + again + work,
-            0 if offload else weights + optimizer + summed + fresh + filling + flattened + gathered,
+            0 if offload else weights + optimizer + summed + fresh + filling + flattened + gathered + handed,
         ),
     )
 

@@ -85,7 +85,7 @@ def render_grid(points: Sequence[Point]) -> Iterator[Table | str]:
     for source in dict.fromkeys(point.plan.rate.source for point in points if point.plan.rate):
         yield f"rate: {source}"
     if not timed:
-        yield "how long: not known; choose hardware=a100 or the like, or set plan.mfu and hardware.peak_tflops"
+        yield f"how long: {NOT_KNOWN} until a run has been measured here, or plan.mfu and hardware are set"
     alone = [point.plan.tokens for point in points]
     shared = [point.plan.tokens - point.shared_tokens for point in points]
     left = [point.left_tokens for point in points]
@@ -247,7 +247,7 @@ def _costs(plan: Plan) -> Iterator[Table | str]:
         if cost.kwh is not None:
             table.add_row("kWh", f"{cost.kwh:,.0f}", "of the GPUs alone")
     else:
-        table.add_row("time", NOT_KNOWN, "no run of this model has been measured here: set plan.mfu and hardware")
+        table.add_row("time", NOT_KNOWN, "until a run has been measured here, or plan.mfu and hardware are set")
     disk = plan.disk
     table.add_row("checkpoints", gigabytes(disk.checkpoints), f"{gigabytes(disk.checkpoint)} each")
     table.add_row("token shards", NOT_KNOWN if disk.data is None else gigabytes(disk.data), "of all sources")
