@@ -242,6 +242,7 @@ def test_the_same_comes_out_of_the_short_form(tinyllama: Plan) -> None:
         "Chinchilla",
         f"planned: {tinyllama.fit.needed.peak / 1e9:.2f} GB on each of 16 ranks of 39.00 GB; 90.4 days at 23,997 "
         "tokens/s a rank (assumed: TinyLlama 1.1B on A100s, 24k tokens/s each (arXiv 2401.02385))",
+        "MFU counts 6N, no input embedding, causal attention",
     ]
 
 

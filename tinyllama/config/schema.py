@@ -236,7 +236,7 @@ class Planning(Section):
     strict: bool
     """Refuse to train what does not fit into the memory; without it, only say so."""
     mfu: Annotated[float, Field(gt=0, le=1)] | None
-    """MFU to plan with; null takes what an earlier run of the model measured here, or else the hardware's."""
+    """MFU to plan with; null takes what earlier runs measured here, or the hardware's."""
     inference_tokens: Count | None
     """Tokens that the model will be asked for after training: the plan says which size and length serve them with the
     least compute in all."""

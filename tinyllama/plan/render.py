@@ -41,6 +41,7 @@ def short(plan: Plan) -> Iterator[str]:
     if plan.cost and plan.rate:
         memory += f"; {hours(plan.cost.hours)} at {plan.rate.tokens_per_s:,.0f} tokens/s a rank ({plan.rate.source})"
     yield memory
+    yield f"MFU counts {MFU_CONVENTION}"
     if fit.problem:
         yield f"warning: parallelism.micro_batch: {fit.problem}"
 
