@@ -68,6 +68,13 @@ def test_nothing_is_made_up_where_nothing_is_known(config: Callable[..., RunConf
     assert here.cost.hours * 3600 == here.tokens / 1000
 
 
+def test_a_rate_of_large_models_is_said_to_be_one(config: Callable[..., RunConfig]) -> None:
+    for model, says_so in (("14m", True), ("300m", True), ("1.1b", False)):
+        rate = make_plan(config(*V1, f"model={model}")).rate
+        assert rate is not None
+        assert rate.source.endswith("; models as small as this reach less") == says_so
+
+
 def test_where_nothing_else_is_known_another_model_says_how_fast_the_machine_is(
     config: Callable[..., RunConfig],
 ) -> None:

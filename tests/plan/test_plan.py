@@ -394,9 +394,21 @@ def test_every_number_of_the_plan_is_printed(tinyllama: Plan) -> None:
     words += [f"{flops:.3e}" for flops in plain["training_flops"].values()]
     words += ["8 x 8 accumulated on each of 16 ranks", "2,727.2 a parameter", "136.36 x Chinchilla"]
     words += ["69.4%", "30.6%", "3.157", "3.159"]
+    words += [f"{one.loss:.3f}" for one in tinyllama.forecasts]
     assert [word for word in words if word not in text] == []
+    assert "worse than chance" not in text
     assert max(len(line) for line in text.splitlines()) <= 100
     assert "…" not in text
+
+
+def test_a_loss_worse_than_chance_is_none(config: Callable[..., RunConfig]) -> None:
+    tiny = make_plan(config("task=plan", "data.tokenizer.vocab_size=4096"))
+    assert f"{tiny.chance_loss:.3f}" == "8.318"
+    assert {one.loss > tiny.chance_loss for one in tiny.forecasts} == {True}
+    text = words(tiny)
+    assert "Hoffmann et al. 2022 - size 39.2 times" in text
+    assert "- : worse than chance, 8.318 nats" in text
+    assert not any(f"{one.loss:.3f}" in text for one in tiny.forecasts)
 
 
 def test_memory_is_printed_for_every_stage_with_the_runs_own_marked(config: Callable[..., RunConfig]) -> None:

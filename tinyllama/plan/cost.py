@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tinyllama.config.schema import RunConfig
-from tinyllama.plan.count import FlopsPerToken
+from tinyllama.plan.count import FlopsPerToken, count_parameters
 
 MFU_CONVENTION = "6N, no input embedding, causal attention"
 """What every MFU of this program counts: `FlopsPerToken.causal`."""
+_OF_A_BILLION = 500_000_000
+"""Parameters above which a model is about as large as those that the hardware's MFU was reached with."""
 
 
 def mfu(tokens_per_s: float, *, flops_per_token: int, peak_flops: float) -> float:
@@ -59,6 +61,8 @@ def expected_rate(config: RunConfig, flops: FlopsPerToken, *, measured: Measured
         return rate_of(measured.tokens_per_s, f"measured in {measured.run}")
     if share is None and known:
         share, source = hardware.mfu, hardware.mfu_source or "hardware.mfu"
+        if count_parameters(config.model).total < _OF_A_BILLION:
+            source += "; models as small as this reach less"
     if peak is not None and share is not None:
         return rate_of(share * peak / flops.causal, f"assumed: {source}")
     if measured and measured.other_flops:

@@ -83,6 +83,8 @@ class Plan:
     cost: Cost | None
     disk: Disk
     forecasts: tuple[Forecast, ...]
+    chance_loss: float
+    """Of a model that knows nothing, ln(vocab_size) nats: a forecast above it says nothing."""
     lifetime: Lifetime | None
     """Where plan.inference_tokens are given."""
     warnings: tuple[str, ...]
@@ -217,6 +219,7 @@ def make_plan(
         cost=cost(config, tokens=tokens, rate=rate) if rate else None,
         disk=disk(config, parameters=parameters.total, steps=steps, source_tokens=sizes),
         forecasts=forecasts(parameters.total, tokens=tokens, unique_tokens=unique_seen),
+        chance_loss=math.log(model.vocab_size),
         lifetime=lifetime(parameters.total, tokens=tokens, inference_tokens=config.plan.inference_tokens),
         warnings=tuple(_warnings(config, per_param, sources)),
     )

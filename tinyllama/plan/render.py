@@ -78,7 +78,7 @@ def render_grid(points: Sequence[Point]) -> Iterator[Table | str]:
             f"{plan.tokens_per_param:,.1f}",
             gigabytes(plan.fit.needed.peak) + ("" if fits else "\ntoo much"),
             *cost,
-            f"{plan.forecasts[0].loss:.3f}",
+            _loss(plan, plan.forecasts[0].loss),
             *["yes" if done else ""] * begun,
         )
     yield table
@@ -178,14 +178,20 @@ def render_stages(plan: Plan) -> Iterator[str]:
         )
 
 
+def _loss(plan: Plan, foretold: float) -> str:
+    return f"{foretold:.3f}" if foretold < plan.chance_loss else "-"
+
+
 def _losses(plan: Plan) -> Iterator[Table | str]:
     table = _table("loss foretold by", "nats a token")
     table.add_column("beyond what it was fitted on")
     for told in plan.forecasts:
         beyond = {"size": told.parameters_beyond, "tokens": told.tokens_beyond}
         far = ", ".join(f"{name} {times:,.3g} times" for name, times in beyond.items() if times > 1)
-        table.add_row(told.law, f"{told.loss:.3f}", far or "within")
+        table.add_row(told.law, _loss(plan, told.loss), far or "within")
     yield table
+    if any(told.loss >= plan.chance_loss for told in plan.forecasts):
+        yield f" - : worse than chance, {plan.chance_loss:.3f} nats: so far beyond its range a law says nothing"
     if plan.lifetime:
         life = plan.lifetime
         far = f", {life.beyond:,.3g} times beyond what it was fitted on" if life.beyond > 1 else ""
