@@ -26,9 +26,10 @@ from tinyllama.config.load import ConfigError, Problem, as_dict, digest, run_fol
 from tinyllama.config.schema import RunConfig
 from tinyllama.jobs import Study
 from tinyllama.launch import trunk
-from tinyllama.launch.runs import finished, steps_taken
+from tinyllama.launch.runs import finished, steps_taken, thaw
 from tinyllama.launch.signals import requests
-from tinyllama.plan.render import Point, counted, render_grid
+from tinyllama.plan.grid import Point, render_grid
+from tinyllama.plan.render import counted
 from tinyllama.scaling.collect import STUDY
 from tinyllama.tracking.folder import PLAN, RESULT, alone, is_kept
 from tinyllama.tracking.parent import Parent
@@ -73,13 +74,17 @@ def compiled(configs: Sequence[RunConfig], *, console: Console) -> Study:
 
 
 def _point(config: RunConfig, label: str, *, name: str, folder: Path) -> RunConfig:
-    """One of a study's; jobs side by side share the machine's cores out."""
+    """One of a study's."""
+    return replace(_side_by_side(config), study=replace(config.study, name=name, folder=str(folder), point=label))
+
+
+def _side_by_side(config: RunConfig) -> RunConfig:
+    """Jobs side by side share the machine's cores out."""
     layout, at_a_time = config.parallelism, config.study.at_a_time
-    if at_a_time > 1 and layout.threads is None:
-        cores = len(os.sched_getaffinity(0))
-        layout = replace(layout, threads=max(1, cores // (at_a_time * layout.gpus)))
-    study = replace(config.study, name=name, folder=str(folder), point=label)
-    return replace(config, study=study, parallelism=layout)
+    if at_a_time == 1 or layout.threads is not None:
+        return config
+    cores = len(os.sched_getaffinity(0))
+    return replace(config, parallelism=replace(layout, threads=max(1, cores // (at_a_time * layout.gpus))))
 
 
 def labels_of(configs: Sequence[RunConfig]) -> list[str]:
@@ -117,16 +122,27 @@ def _digest_of(configs: Sequence[RunConfig]) -> str:
 
 def plan(configs: Sequence[RunConfig], *, console: Console) -> None:
     """task=plan of several points: a line for each, and what they take together."""
+    labels, configs = labels_of(configs), [_side_by_side(config) for config in configs]
     plans = [tasks.planned_and_written(config) for config in configs]
-    spared = trunk.spared_tokens(configs, plans)
     points = []
-    for label, config, plan, shared in zip(labels_of(configs), configs, plans, spared, strict=True):
-        behind, done = plan.tokens_by(min(steps_taken(run_folder(config)), plan.steps)), finished(run_folder(config))
-        left = 0 if done else plan.tokens - max(shared, behind)
-        points.append(Point(label, plan, done=bool(done), shared_tokens=shared, left_tokens=left))
-    for part in render_grid(points):
+    for label, config, plan, shared in zip(labels, configs, plans, trunk.spared_tokens(configs, plans), strict=True):
+        done, steps = _behind(config)
+        left = 0 if done else plan.tokens - max(shared, plan.tokens_by(min(steps, plan.steps)))
+        points.append(Point(label, plan, done=done, shared_tokens=shared, left_tokens=left))
+    # points that differ in their hardware or layout alone are compared, not added up
+    for part in render_grid(points, runs=len(set(map(run_folder, configs)))):
         console.print(part)
     console.print(f"each written to {PLAN} in its own folder, where no run has begun")
+
+
+def _behind(config: RunConfig) -> tuple[bool, int]:
+    """Whether a point has been trained, and the steps that it has taken; what else lies in its folder is not it."""
+    run_dir = run_folder(config)
+    with suppress(ValueError):
+        if config.resume == "never" or thaw(run_dir).digest != digest(config):
+            return False, 0
+        return bool(finished(run_dir)), steps_taken(run_dir)
+    return False, 0
 
 
 def run(configs: Sequence[RunConfig], *, train: jobs.Train, program: Path, console: Console) -> int:

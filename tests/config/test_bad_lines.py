@@ -298,6 +298,14 @@ BETWEEN = [
         "kernels.attention: triton comes with the Triton kernels, and kernels.backend=torch: use sdpa",
     ),
     (
+        "task=plan kernels.compile=true parallelism.zero_stage=3",
+        "kernels.compile: true needs whole parameters, and parallelism.zero_stage=3 shards them: use stage 2",
+    ),
+    (
+        "budget=tokens_per_param budget.tokens_per_param=1e300",
+        "budget.tokens_per_param: 1e+300 should be less than or equal to 1000000000000",
+    ),
+    (
         "kernels.compile=true parallelism.zero_stage=3",
         "kernels.compile: true needs whole parameters, and parallelism.zero_stage=3 shards them: use stage 2",
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -13,8 +14,8 @@ import pytest
 from tinyllama.config.load import as_dict, run_folder
 from tinyllama.config.schema import RunConfig
 from tinyllama.launch.rates import measured_rate
-from tinyllama.plan.cost import Measured
-from tinyllama.plan.count import count_flops
+from tinyllama.plan.cost import Measured, OtherModel
+from tinyllama.plan.count import count_flops, count_parameters
 
 Config = Callable[..., RunConfig]
 LINE = ("model=nano", "model.context=64", "train.batch_tokens=2048", "parallelism.micro_batch=16")
@@ -46,7 +47,9 @@ def left(tmp_path: Path, config: Config) -> Left:
     def leave(name: str, *line: str, age: int, status: str = "finished", speed: float | None = 100.0) -> None:
         path = tmp_path / name / "result.json"
         path.parent.mkdir()
-        path.write_text(json.dumps({"status": status, "tokens_per_s": speed, "config": as_dict(config(*LINE, *line))}))
+        path.write_text(
+            json.dumps({"status": status, "tokens_per_s": speed, "mfu": 0.25, "config": as_dict(config(*LINE, *line))})
+        )
         os.utime(path, (10**9 - age, 10**9 - age))
 
     return leave
@@ -72,12 +75,15 @@ def test_the_rate_is_that_of_the_newest_finished_run_of_the_model(tmp_path: Path
         (tmp_path / name).mkdir()
         (tmp_path / name / "result.json").write_text(text)
     found = measured_rate(asked)
-    assert found == Measured(tokens_per_s=50.0, run=str(tmp_path / "right")), "100 tokens/s on two ranks"
+    assert found == Measured(tokens_per_s=50.0, run=str(tmp_path / "right"), mfu=0.25), "100 tokens/s on two ranks"
+    planned = measured_rate(replace(asked, task="plan"))
+    assert planned is not None
+    assert planned.tokens_per_s == 35, "what came of a run is asked by its plan, but not where it trains"
     gpus = ["parallelism=single", "hardware=a100"]
     left("one-gpu", *gpus, age=2)
     asked = config(*LINE, *gpus, "parallelism.gpus=2", f"runs_dir={tmp_path}")
     found = measured_rate(asked)
-    assert found == Measured(tokens_per_s=100.0, run=str(tmp_path / "one-gpu")), "each has a GPU of its own"
+    assert found == Measured(tokens_per_s=100.0, run=str(tmp_path / "one-gpu"), mfu=0.25), "each has a GPU of its own"
 
 
 def test_where_none_of_its_model_is_there_it_is_that_of_the_nearest_in_size(
@@ -89,10 +95,11 @@ def test_where_none_of_its_model_is_there_it_is_that_of_the_nearest_in_size(
     assert measured_rate(asked) is None
     for layers in (2, 7, 30):
         left(f"of-{layers}", *TWO, f"model.n_layers={layers}", age=layers)
-    flops = count_flops(config(*LINE, "model.n_layers=7").model).causal
-    assert measured_rate(asked) == Measured(tokens_per_s=50.0, run=str(tmp_path / "of-7"), other_flops=flops)
+    seven = config(*LINE, "model.n_layers=7").model
+    other = OtherModel(count_parameters(seven).total, count_flops(seven).causal)
+    assert measured_rate(asked) == Measured(tokens_per_s=50.0, run=str(tmp_path / "of-7"), mfu=0.25, other=other)
     left("itself", *TWO, "model.n_layers=8", age=99)
-    assert measured_rate(asked) == Measured(tokens_per_s=50.0, run=str(tmp_path / "itself"))
+    assert measured_rate(asked) == Measured(tokens_per_s=50.0, run=str(tmp_path / "itself"), mfu=0.25)
 
 
 def test_a_run_from_before_a_choice_was_there_counts(tmp_path: Path, config: Config, left: Left) -> None:
@@ -102,4 +109,4 @@ def test_a_run_from_before_a_choice_was_there_counts(tmp_path: Path, config: Con
         del result["config"][section][key]
     (tmp_path / "early/result.json").write_text(json.dumps(result))
     asked = config(*LINE, f"runs_dir={tmp_path}")
-    assert measured_rate(asked) == Measured(tokens_per_s=100.0, run=str(tmp_path / "early"))
+    assert measured_rate(asked) == Measured(tokens_per_s=100.0, run=str(tmp_path / "early"), mfu=0.25)

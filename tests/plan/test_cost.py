@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from tinyllama.config.schema import RunConfig
 from tinyllama.engine import room
-from tinyllama.plan.cost import MFU_CONVENTION, Measured, mfu
-from tinyllama.plan.count import count_flops
+from tinyllama.plan.cost import MFU_CONVENTION, Measured, OtherModel, mfu
+from tinyllama.plan.count import count_flops, count_parameters
 from tinyllama.plan.plan import make_plan
 
 V1 = ("experiment=tinyllama_v1", "task=plan")
@@ -33,7 +34,7 @@ def test_mfu_names_its_convention(config: Callable[..., RunConfig]) -> None:
 
 
 def test_what_was_measured_comes_before_what_is_assumed(config: Callable[..., RunConfig]) -> None:
-    measured = Measured(tokens_per_s=20_000.0, run="runs/earlier")
+    measured = Measured(tokens_per_s=20_000.0, run="runs/earlier", mfu=0.1)
     rate = make_plan(config(*V1), measured_rate=measured).rate
     assert rate is not None
     assert (rate.tokens_per_s, rate.source) == (20_000, "measured in runs/earlier")
@@ -53,18 +54,21 @@ def test_what_gpus_do_in_bf16_is_assumed_of_nothing_else(config: Callable[..., R
     told = make_plan(config("hardware.peak_tflops=0.1", "plan.mfu=0.5")).rate
     assert told is not None
     assert (told.mfu, told.source) == (0.5, "assumed: plan.mfu"), "whoever says so knows"
-    measured = make_plan(config("plan.mfu=0.5"), measured_rate=Measured(tokens_per_s=1000.0, run="runs/earlier")).rate
-    assert measured is not None
-    assert measured.tokens_per_s == 1000, "a share of a peak that is not known says nothing"
+    earlier = Measured(tokens_per_s=1000.0, run="runs/earlier", mfu=0.1)
+    unknown = make_plan(config("plan.mfu=0.5"), measured_rate=earlier)
+    assert unknown.rate is not None
+    assert unknown.rate.source == "measured in runs/earlier"
+    assert "plan.mfu=0.5 is of a peak that is not known: set hardware.peak_tflops for it to count" in unknown.warnings
 
 
 def test_nothing_is_made_up_where_nothing_is_known(config: Callable[..., RunConfig]) -> None:
     plan = make_plan(config())
     assert (plan.rate, plan.cost) == (None, None)
-    here = make_plan(config(), measured_rate=Measured(tokens_per_s=1000.0, run="runs/earlier"))
+    here = make_plan(config(), measured_rate=Measured(tokens_per_s=1000.0, run="runs/earlier", mfu=0.3))
     assert here.rate is not None
     assert here.cost is not None
-    assert {here.rate.mfu, here.cost.dollars, here.cost.kwh} == {None}
+    assert here.rate.mfu == 0.3, "of the peak that the run measured"
+    assert {here.cost.dollars, here.cost.kwh} == {None}
     assert here.cost.hours * 3600 == here.tokens / 1000
 
 
@@ -78,17 +82,41 @@ def test_a_rate_of_large_models_is_said_to_be_one(config: Callable[..., RunConfi
 def test_where_nothing_else_is_known_another_model_says_how_fast_the_machine_is(
     config: Callable[..., RunConfig],
 ) -> None:
-    twice = Measured(tokens_per_s=1000.0, run="runs/nano", other_flops=2 * count_flops(config().model).causal)
+    flops, size = count_flops(config().model).causal, count_parameters(config().model).total
+    other = OtherModel(parameters=4 * size, flops_per_token=2 * flops)
+    twice = Measured(tokens_per_s=1000.0, run="runs/nano", mfu=0.3, other=other)
     rate = make_plan(config(), measured_rate=twice).rate
     assert rate is not None
-    assert (rate.tokens_per_s, rate.mfu) == (2000, None)
-    assert rate.source == "assumed: the FLOPs a second of another model, measured in runs/nano"
+    assert (rate.tokens_per_s, rate.mfu) == (2000, 0.3)
+    assert rate.source == "assumed: the FLOPs a second of a model 4 times larger, measured in runs/nano"
+    smaller = replace(twice, other=OtherModel(parameters=size // 23_000, flops_per_token=flops))
+    rate = make_plan(config(), measured_rate=smaller).rate
+    assert rate is not None
+    assert " of a model 2.3" in rate.source
+    assert " times smaller, measured" in rate.source
     known = make_plan(config(*V1), measured_rate=twice).rate
     assert known is not None
     assert known.source.startswith("assumed: TinyLlama 1.1B on A100s"), "a known GPU's rate is of large models"
     set_by_hand = make_plan(config(*V1, "plan.mfu=0.6"), measured_rate=twice).rate
     assert set_by_hand is not None
     assert set_by_hand.source == "assumed: plan.mfu"
+
+
+def test_jobs_that_share_a_gpu_share_its_hours(config: Callable[..., RunConfig]) -> None:
+    line = ("task=plan", "model=14m", "data=slimpajama_starcoder", "budget.tokens=1B", "parallelism=single")
+    shared = (*line, "hardware=a100", "study.at_a_time=4", "study.per_gpu=4")
+    alone, assumed = make_plan(config(*line, "hardware=a100")), make_plan(config(*shared))
+    assert alone.cost is not None
+    assert assumed.cost is not None
+    assert assumed.cost.hours == pytest.approx(4 * alone.cost.hours), "each has a quarter of it"
+    for part in ("gpu_hours", "dollars", "kwh"):
+        assert getattr(assumed.cost, part) == pytest.approx(getattr(alone.cost, part)), part
+    measured = Measured(tokens_per_s=1e6, run="runs/earlier", mfu=None)
+    known = make_plan(config(*shared), measured_rate=measured)
+    assert known.cost is not None
+    assert known.rate is not None
+    assert known.rate.tokens_per_s == 1e6, "a job's own, beside as many others"
+    assert known.cost.gpu_hours == known.cost.hours / 4 == pytest.approx(known.tokens / 4e6 / 3600)
 
 
 def test_disk(config: Callable[..., RunConfig]) -> None:

@@ -133,6 +133,13 @@ def test_ranks_of_one_machine_share_its_memory(
     assert usable_bytes(config("parallelism=single", "hardware.memory_gb=0.5")) == 0
 
 
+def test_jobs_at_a_time_share_a_machines_memory(config: Callable[..., RunConfig]) -> None:
+    line = ("hardware.memory_gb=8", "parallelism.gpus=2", "parallelism.micro_batch=1")
+    assert usable_bytes(config(*line, "study.at_a_time=2")) == 2 * 10**9
+    assert usable_bytes(config(*line, "study.at_a_time=2", "study.launcher=slurm")) == 4 * 10**9
+    assert usable_bytes(config("parallelism=single", "hardware=a100", "study.at_a_time=2")) == 79 * 10**9
+
+
 def test_more_gpus_than_a_machine_has_are_more_machines(config: Callable[..., RunConfig]) -> None:
     line = ["model=1.1b", "parallelism=zero3", "parallelism.gpus=4", "train.batch_tokens=1M"]
     told = fit(config(*line, "hardware=a100", "hardware.memory_gb=6"), batches=[512])

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from tinyllama import study
-from tinyllama.config.load import run_folder
+from tinyllama.config.load import as_dict, digest, run_folder
 from tinyllama.config.schema import RunConfig
+from tinyllama.launch.runs import DataIdentity, Frozen, write_down
 
 BATCH = 2048
 LINE = ("task=plan", "model.context=64", f"train.batch_tokens={BATCH}", "parallelism.micro_batch=16")
@@ -35,12 +38,19 @@ def told(configs: list[RunConfig]) -> dict[str, list[str]]:
     """The table's lines by their first word, as 80 columns show them."""
     out = io.StringIO()
     study.plan(configs, console=Console(file=out, width=80, soft_wrap=True, highlight=False, markup=False))
-    assert max(len(line.rstrip()) for line in out.getvalue().splitlines() if not line.startswith(("rate", "how"))) <= 80
+    rows = [line.rstrip() for line in out.getvalue().splitlines() if not line.startswith(("rate", "loss", "each wr"))]
+    assert max(map(len, rows)) <= 80
     lines: dict[str, list[str]] = {}
     for line in out.getvalue().splitlines():
         if words := line.split():
             lines.setdefault(words[0], words)
     return lines
+
+
+def begun(config: RunConfig) -> None:
+    run_folder(config).mkdir()
+    identity = DataIdentity(folder="data", manifest_sha256="a", tokenizer_sha256="b")
+    write_down(run_folder(config), Frozen(config=config, digest=digest(config), data=identity))
 
 
 def test_what_trunks_save_is_taken_off_the_total(grid: Grid) -> None:
@@ -61,19 +71,69 @@ def test_nothing_is_shared_where_the_schedule_has_no_plateau(grid: Grid) -> None
     assert lines["all"][1:3] == ["2", f"{300 * BATCH / 1e3:.3g}K"]
     assert lines["each"][1] == "written", "not alone"
     assert {"trunks", "still"}.isdisjoint(lines)
-    assert lines["how"][:4] == ["how", "long:", "not", "known"]
+    assert lines["rate:"][:3] == ["rate:", "not", "known"]
 
 
 def test_what_is_behind_a_run_is_not_still_to_do(grid: Grid) -> None:
     configs = grid(*WSD, steps=[100, 200, 400])
-    (run_folder(configs[0])).mkdir()
+    begun(configs[0])
     (run_folder(configs[0]) / "result.json").write_text(json.dumps({"status": "finished"}))
+    begun(configs[2])
     (run_folder(configs[2]) / "checkpoints/step-000000200").mkdir(parents=True)
     lines = told(configs)
     # the second goes on from the first's 80 steps, the third from its own 200, as its trunk's 160 are fewer
     assert lines["still"] == ["still", "to", "do", "2", f"{(120 + 200) * BATCH / 1e3:.3g}K", lines["still"][5]]
     assert lines["trunks"][2:4] == ["3", f"{(700 - 80 - 160) * BATCH / 1e3:.3g}K"]
     assert [lines[point][-1] == "yes" for point in lines if point.startswith("tokens=")] == [True, False, False]
+    again = told([replace(config, resume="never") for config in configs])
+    assert "done" not in again["point"]
+    assert "still" not in again
+    others = told([replace(config, run_dir=str(run_folder(configs[0]))) for config in configs])
+    assert [others[point][-1] == "yes" for point in others if point.startswith("tokens=")] == [True, False, False]
+    assert {"each", "all", "trunks", "still"}.isdisjoint(others) or others["each"][1] == "written"
+
+
+def test_the_same_run_on_other_hardware_is_compared_and_not_added_up(config: Callable[..., RunConfig]) -> None:
+    line = ("task=plan", "model=1.1b", "data=slimpajama_starcoder", "budget.tokens=1B", "parallelism=single")
+    lines = told([config(*line, f"hardware={name}", "parallelism.micro_batch=8") for name in ("h200", "a100_40gb")])
+    assert lines["hardware=h200"][1:6] == ["1.1B", "1B", "0.9", "44.12", "GB"]
+    assert lines["hardware=a100_40gb"] == ["hardware=a100_40gb", "1.1B", "1B", "0.9", "44.12", "GB", "11.58", "3.162"]
+    assert lines["too"] == ["too", "much"]
+    assert lines["points"][:4] == ["points", "are", "the", "same"]
+    assert {"all", "trunks", "still"}.isdisjoint(lines)
+    assert lines["rate"][:4] == ["rate", "of", "1:", "assumed:"]
+
+
+def test_what_would_make_a_point_fit_is_told(config: Callable[..., RunConfig], capsys: pytest.CaptureFixture) -> None:
+    line = ("task=plan", "model=1.1b", "data=slimpajama_starcoder", "parallelism=single", "hardware=a100_40gb")
+    points = [config(*line, "parallelism.micro_batch=8", f"budget.tokens={tokens}") for tokens in ("1B", "2B")]
+    study.plan(points, console=Console(soft_wrap=True))
+    assert "tokens=1B does not fit: set parallelism.micro_batch=4" in capsys.readouterr().out.splitlines()
+
+
+def test_repeats_are_told_by_the_law_that_counts_them(config: Callable[..., RunConfig]) -> None:
+    line = ("task=plan", "model=60m", "data=slimpajama_starcoder", "hardware=a100", "parallelism=zero1")
+    unseen, repeated = (
+        told([config(*line, f"budget.tokens={tokens}", *more) for tokens in ("1B", "2B")])
+        for more in ([], [f"+data.sources.{name}.unique_tokens=100M" for name in ("slimpajama", "starcoder")])
+    )
+    assert unseen["loss:"][2] == "Hoffmann"
+    assert repeated["loss:"][2] == "Muennighoff"
+    assert float(repeated["tokens=2B"][-1]) > float(unseen["tokens=2B"][-1])
+
+
+def test_jobs_side_by_side_are_planned_with_their_part_of_the_cores(
+    grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    alone, _ = grid(steps=[100, 200])
+    begun(replace(alone, parallelism=replace(alone.parallelism, threads=4)))
+    result = {"status": "finished", "tokens_per_s": 1e4, "mfu": 0.2}
+    config = as_dict(replace(alone, parallelism=replace(alone.parallelism, threads=4)))
+    (run_folder(alone) / "result.json").write_text(json.dumps(result | {"config": config}))
+    assert told(grid(steps=[100, 200]))["rate:"][1] == "not", "it had half of the cores"
+    lines = told(grid("study.at_a_time=2", steps=[100, 200]))
+    assert lines["rate:"][:3] == ["rate:", "measured", "in"]
 
 
 def test_points_are_called_by_what_tells_them_apart(grid: Grid) -> None:

@@ -158,10 +158,10 @@ def test_everything_that_is_wrong_is_told_at_once(config: Callable[..., RunConfi
         *("+data.sources.slimpajama.max_epochs=1e-9", "parallelism.micro_batch=8"),
     )
     assert refusal(run).splitlines() == [
+        "train.batch_tokens: 100000 is not a multiple of 16384 = model.context 2048 x parallelism.micro_batch 8 x 1 "
+        "ranks: use 98304",
         "data.sources.starcoder: 2,048 training tokens are too few for one sequence, which takes model.context + 1 = "
         "2,049: give it more documents or use a smaller model.context",
-        "train.batch_tokens: 100000 is not a multiple of 16384 = model.context 2048 x parallelism.micro_batch 8 x 1 "
-        "ranks: use 98304, or another micro-batch",
         "budget: 90,000 tokens are less than one step of 100,000: raise it or lower train.batch_tokens",
         "schedule.warmup_steps: 20 must be fewer than the run's steps, 1: lower it, raise the budget or lower "
         "train.batch_tokens=100000",
@@ -178,7 +178,7 @@ def test_everything_that_is_wrong_is_told_at_once(config: Callable[..., RunConfi
         (
             "parallelism.gpus=3 train.batch_tokens=8192",
             "train.batch_tokens: 8192 is not a multiple of 3072 = model.context 256 x parallelism.micro_batch 4 x 3 "
-            "ranks: use 9216, or another micro-batch",
+            "ranks: use 9216, or fewer ranks",
         ),
         (
             "parallelism.gpus=3 parallelism.micro_batch=auto",
@@ -188,7 +188,7 @@ def test_everything_that_is_wrong_is_told_at_once(config: Callable[..., RunConfi
         (
             "stages=[{tokens:100K},{batch_tokens:1000}]",
             "stages.1.batch_tokens: 1000 is not a multiple of 1024 = model.context 256 x parallelism.micro_batch 4 x 1 "
-            "ranks: use 1024, or another micro-batch",
+            "ranks: use 1024",
         ),
         (
             "parallelism=single parallelism.micro_batch=auto",
@@ -203,6 +203,19 @@ def test_everything_that_is_wrong_is_told_at_once(config: Callable[..., RunConfi
 )
 def test_a_run_that_cannot_be_is_refused(config: Callable[..., RunConfig], line: str, told: str) -> None:
     assert refusal(config(*line.split())) == told
+
+
+def test_a_batch_that_does_not_divide_hides_behind_no_other_mistake(config: Callable[..., RunConfig]) -> None:
+    batch = (
+        "train.batch_tokens: 8192 is not a multiple of 256000 = model.context 256 x parallelism.micro_batch 1000 x 1"
+    )
+    line = ("train.batch_tokens=8192", "parallelism.micro_batch=1000")
+    for more in (
+        ["data.sources.text.tokens=null", "budget=three_epochs"],
+        ["+data.sources.text.unique_tokens=100"],
+        [*(f"data.sources.{name}.weight=natural" for name in ("text", "code")), "data.sources.text.tokens=null"],
+    ):
+        assert [told.startswith(batch) for told in refusal(config(*line, *more)).splitlines()] == [True, False]
 
 
 def test_what_does_not_fit_is_planned_but_not_trained(config: Callable[..., RunConfig]) -> None:

@@ -70,6 +70,8 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Multiple = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+"""Of something else, or gigabytes: no more than anyone has a use for."""
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _NAME, _ADDRESS, _SHA256 = r"^[A-Za-z0-9][A-Za-z0-9._-]*$", r"^[A-Za-z0-9_.-]+:\d{1,5}$", r"^[0-9a-f]{64}$"
 PATTERNS = {

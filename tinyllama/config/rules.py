@@ -173,11 +173,11 @@ def kernels_can_run(task: str, kernels: Kernels, parallelism: Parallelism, train
 
 def what_is_compiled_can_be(task: str, kernels: Kernels, parallelism: Parallelism) -> Broken:
     """torch.compile has the system's compiler build its CPU code, and sees no parameter that comes and goes."""
-    if task != "train" or not kernels.compile:
+    if task not in ("train", "plan") or not kernels.compile:
         return
     if parallelism.zero_stage == 3:
         yield "kernels.compile", "true needs whole parameters, and parallelism.zero_stage=3 shards them: use stage 2"
-    if parallelism.device == "cpu" and not shutil.which(compiler := os.environ.get("CXX", "g++")):
+    if task == "train" and parallelism.device == "cpu" and not shutil.which(compiler := os.environ.get("CXX", "g++")):
         yield (
             "kernels.compile",
             f"true needs a C++ compiler, and there is no {compiler}: install it, or name yours in CXX",

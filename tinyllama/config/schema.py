@@ -15,6 +15,7 @@ from tinyllama.config.data import Data, Inspect, Prepare
 from tinyllama.config.kinds import (
     Address,
     Count,
+    Multiple,
     Name,
     NonNegativeFloat,
     NonNegativeInt,
@@ -75,9 +76,9 @@ class Budget(Section):
     """What the tracker's compare view groups by."""
     tokens: Count | None
     """Training tokens; the steps are rounded up."""
-    epochs: PositiveFloat | None
+    epochs: Multiple | None
     """Times the unique training tokens of all sources together."""
-    tokens_per_param: PositiveFloat | None
+    tokens_per_param: Multiple | None
     """Times the parameters, embeddings included; Chinchilla-optimal is about 20 (arXiv 2203.15556)."""
     flops: Count | None
     """Training compute C = 6 N D with N all parameters (arXiv 2203.15556)."""
@@ -186,7 +187,7 @@ class Hardware(Section):
     """What tables call it."""
     peak_tflops: PositiveFloat | None
     """Dense bf16 matmul peak; null measures this device's own matmul rate when training starts."""
-    memory_gb: PositiveFloat | None
+    memory_gb: Multiple | None
     """Memory of one GPU, in 10^9 bytes."""
     price_per_hour: PositiveFloat | None
     """US dollars for one GPU for one hour."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from tinyllama.config.load import as_dict, run_folder
 from tinyllama.config.schema import Model, RunConfig
 from tinyllama.launch.runs import finished
-from tinyllama.plan.cost import Measured
+from tinyllama.plan.cost import Measured, OtherModel
 from tinyllama.plan.count import count_flops, count_parameters
 from tinyllama.tracking.folder import RESULT
 
@@ -21,12 +21,13 @@ from tinyllama.tracking.folder import RESULT
 class _Reached(NamedTuple):
     tokens_per_s: float
     """On one rank."""
+    mfu: float | None
     model: Model
     how: list[Any]
 
 
 def measured_rate(config: RunConfig) -> Measured | None:
-    """What the newest other finished run of a model reached that computed as this one will; where there is none, one of
+    """What the newest finished run of a model reached that computed as this one will; where there is none, one of
     the model nearest in size."""
     how = _what_sets_the_rate(as_dict(config))
     found = [
@@ -37,8 +38,9 @@ def measured_rate(config: RunConfig) -> Measured | None:
     if not found:
         return None
     (is_other, _), _, folder, reached = min(found, key=lambda one: one[:3])
-    other = count_flops(reached.model).causal if is_other else None
-    return Measured(tokens_per_s=reached.tokens_per_s, run=folder, other_flops=other)
+    model = reached.model
+    other = OtherModel(count_parameters(model).total, count_flops(model).causal) if is_other else None
+    return Measured(tokens_per_s=reached.tokens_per_s, run=folder, mfu=reached.mfu, other=other)
 
 
 def _unlike(one: Model, other: Model) -> tuple[bool, float]:
@@ -48,12 +50,13 @@ def _unlike(one: Model, other: Model) -> tuple[bool, float]:
 
 
 def _finished(config: RunConfig) -> Iterator[tuple[float, Path, _Reached]]:
-    """When, where and what; not the run itself, as a plan is not measured by what came of it."""
+    """When, where and what; not the run itself where it trains, as its plan is not measured by what came of it."""
     for path in Path(config.runs_dir).glob(f"*/{RESULT}"):
         # what is no result of this version is passed over: it is only asked how fast it was
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
             written = path.stat().st_mtime
-            if path.parent != run_folder(config) and (reached := _read(path, written)):
+            itself = config.task == "train" and path.parent == run_folder(config)
+            if not itself and (reached := _read(path, written)):
                 yield written, path.parent, reached
 
 
@@ -65,7 +68,7 @@ def _read(path: Path, written: float) -> _Reached | None:  # noqa: ARG001
         return None
     config, layout = result["config"], result["config"]["parallelism"]
     rate = result["tokens_per_s"] / (layout["nodes"] * layout["gpus"])
-    return _Reached(rate, Model(**config["model"]), _what_sets_the_rate(config))
+    return _Reached(rate, result["mfu"], Model(**config["model"]), _what_sets_the_rate(config))
 
 
 def _what_sets_the_rate(config: dict[str, Any]) -> list[Any]:

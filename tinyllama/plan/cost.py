@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tinyllama.config.schema import RunConfig
 from tinyllama.plan.count import FlopsPerToken, count_parameters
@@ -31,6 +32,14 @@ class Rate:
     """Where that comes from."""
 
 
+class OtherModel(NamedTuple):
+    """A model that was measured in place of another."""
+
+    parameters: int
+    flops_per_token: int
+    """`FlopsPerToken.causal`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """What a finished run reached on one rank."""
@@ -38,37 +47,47 @@ class Measured:
     tokens_per_s: float
     run: str
     """Its folder."""
-    other_flops: int | None = None
-    """FLOPs per token (`FlopsPerToken.causal`) of its model, where that is another than the one that is planned."""
+    mfu: float | None
+    """Of the peak that the run knew, or measured itself."""
+    other: OtherModel | None = None
+    """Its model, where that is another than the one that is planned."""
 
 
 def expected_rate(config: RunConfig, flops: FlopsPerToken, *, measured: Measured | None) -> Rate | None:
     """What plan.mfu says, else what a run of this model on this hardware measured, else what the hardware is known for,
     else the FLOPs a second that a run of another model reached; None where none of them is there.
 
-    The hardware is known for what GPUs do in bf16, and its peak is theirs.
+    The hardware is known for what GPUs do in bf16, and its peak is theirs; jobs that share a GPU share it.
     """
     hardware, known = config.hardware, config.parallelism.device == "cuda" and config.train.precision == "bf16"
+    parameters = count_parameters(config.model).total
     peak = hardware.peak_tflops and hardware.peak_tflops * 1e12
-
-    def rate_of(tokens_per_s: float, source: str) -> Rate:
-        share = mfu(tokens_per_s, flops_per_token=flops.causal, peak_flops=peak) if peak else None
-        return Rate(tokens_per_s=tokens_per_s, mfu=share, source=source)
-
-    same = measured and measured.other_flops is None
-    share, source = config.plan.mfu, "plan.mfu"
-    if measured and same and (share is None or peak is None):
-        return rate_of(measured.tokens_per_s, f"measured in {measured.run}")
+    share, source = config.plan.mfu if peak else None, "plan.mfu"
+    if share is None and measured and measured.other is None:
+        return _measured_rate(measured, flops, tokens_per_s=measured.tokens_per_s, peak=peak)
     if share is None and known:
         share, source = hardware.mfu, hardware.mfu_source or "hardware.mfu"
-        if count_parameters(config.model).total < _OF_A_BILLION:
+        if parameters < _OF_A_BILLION:
             source += "; models as small as this reach less"
     if peak is not None and share is not None:
-        return rate_of(share * peak / flops.causal, f"assumed: {source}")
-    if measured and measured.other_flops:
-        tokens_per_s = measured.tokens_per_s * measured.other_flops / flops.causal
-        return rate_of(tokens_per_s, f"assumed: the FLOPs a second of another model, measured in {measured.run}")
+        share /= config.study.per_gpu
+        return Rate(tokens_per_s=share * peak / flops.causal, mfu=share, source=f"assumed: {source}")
+    if measured and measured.other:
+        tokens_per_s = measured.tokens_per_s * measured.other.flops_per_token / flops.causal
+        return _measured_rate(measured, flops, tokens_per_s=tokens_per_s, peak=peak, parameters=parameters)
     return None
+
+
+def _measured_rate(
+    measured: Measured, flops: FlopsPerToken, *, tokens_per_s: float, peak: float | None, parameters: int = 0
+) -> Rate:
+    source = f"measured in {measured.run}"
+    if measured.other:
+        times = measured.other.parameters / parameters
+        size = f"{times:,.3g} times larger" if times > 1 else f"{1 / times:,.3g} times smaller"
+        source = f"assumed: the FLOPs a second of a model {size}, {source}"
+    share = mfu(tokens_per_s, flops_per_token=flops.causal, peak_flops=peak) if peak else measured.mfu
+    return Rate(tokens_per_s=tokens_per_s, mfu=share, source=source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +96,7 @@ class Cost:
 
     hours: float
     gpu_hours: float
+    """A job's part of them, where jobs share a GPU."""
     dollars: float | None
     """At hardware.price_per_hour."""
     kwh: float | None
@@ -85,10 +105,11 @@ class Cost:
 
 def cost(config: RunConfig, *, tokens: int, rate: Rate) -> Cost:
     """What so many tokens cost at a rate."""
-    gpu_hours = tokens / rate.tokens_per_s / 3600
+    rank_hours = tokens / rate.tokens_per_s / 3600
+    gpu_hours = rank_hours / config.study.per_gpu
     price, watts = config.hardware.price_per_hour, config.hardware.watts
     return Cost(
-        hours=gpu_hours / config.parallelism.world_size,
+        hours=rank_hours / config.parallelism.world_size,
         gpu_hours=gpu_hours,
         dollars=None if price is None else gpu_hours * price,
         kwh=None if watts is None else gpu_hours * watts / 1000,

@@ -67,13 +67,14 @@ class Fit:
 
 def usable_bytes(config: RunConfig) -> int | None:
     """What one rank may fill with tensors: of a GPU, or of its part where jobs share one, all but what CUDA takes; of
-    memory that ranks share, its part."""
+    memory that ranks share, and jobs at the same time, its part."""
     given, parallelism = config.hardware.memory_gb, config.parallelism
     if parallelism.device == "cuda":
         return None if given is None else max(0, round(given * 1e9) // config.study.per_gpu - CONTEXT_BYTES)
+    sharers = parallelism.gpus * (config.study.at_a_time if config.study.launcher == "here" else 1)
     if given is not None:
-        return round(given * 1e9) // parallelism.gpus
-    return max(0, _this_machines_bytes() // parallelism.gpus - LIBRARIES_BYTES)
+        return round(given * 1e9) // sharers
+    return max(0, _this_machines_bytes() // sharers - LIBRARIES_BYTES)
 
 
 def _this_machines_bytes() -> int:

@@ -27,11 +27,13 @@ class Forecast:
     """The same of the length."""
 
 
-def forecasts(parameters: int, *, tokens: int, unique_tokens: int | None) -> tuple[Forecast, ...]:
-    """By every published law; the one of repeats only where the unique tokens are known."""
+def forecasts(
+    parameters: int, *, tokens: int, unique_tokens: int | None, effective_tokens: int | None
+) -> tuple[Forecast, ...]:
+    """By every published law; the one of repeats only where the unique tokens are known, and what all are worth."""
     told = [_forecast(law, law.loss(parameters, tokens), parameters, tokens) for law in (HOFFMANN, BESIROGLU)]
-    if unique_tokens:
-        loss = MUENNIGHOFF.loss(parameters, tokens, unique_tokens)
+    if unique_tokens and effective_tokens:
+        loss = MUENNIGHOFF.loss_of_mixture(parameters, effective_tokens, unique_tokens)
         told.append(_forecast(MUENNIGHOFF.fresh, loss, parameters, tokens))
     return tuple(told)
 

@@ -101,8 +101,12 @@ class Repeated:
     def loss(self, n: float, d: float, unique: float) -> float:
         """At n parameters after d tokens, of which so many are unique."""
         unique = min(d, unique)
+        return self.loss_of_mixture(n, self.effective_tokens(d, unique), unique)
+
+    def loss_of_mixture(self, n: float, effective: float, unique: float) -> float:
+        """At n parameters after tokens of several sources: worth so many unseen ones in all, so many of them unique."""
         size = _worth(n, min(n, self.fresh.matched_size(unique)), self.excess)
-        return self.fresh.loss(size, self.effective_tokens(d, unique))
+        return self.fresh.loss(size, effective)
 
     def optimum(self, flops: float, unique: float) -> Allocation:
         """The allocation of least loss for so much training compute on so many unique tokens."""

@@ -25,28 +25,10 @@ from tinyllama.plan.horizon import (
     weights_of,
 )
 from tinyllama.plan.hyperparameters import RULES_RANGE, batch_tokens, peak_rate, rules_compute
-from tinyllama.plan.laws import MUENNIGHOFF
+from tinyllama.plan.sources import SourcePlan, drawn_once, repeated_too_often, source_plan, too_little_taken, too_small
 
 FREE_EPOCHS = 4
 """Repeats up to here cost little (Muennighoff et al. 2023, arXiv 2305.16264)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourcePlan:
-    """One source's part in a run."""
-
-    share: float
-    """Of the training tokens."""
-    tokens: int
-    """Training tokens drawn from it."""
-    unique_tokens: int | None
-    """Training tokens it holds, or as many of them as are taken; None where nobody knows yet."""
-    measured: bool
-    """Whether unique_tokens is exact, or what is declared of data that is not prepared."""
-    epochs: float | None
-    """Times it is seen."""
-    effective_tokens: int | None
-    """Unseen tokens that they are worth, repeats counting for less and less (arXiv 2305.16264)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,15 +138,17 @@ def make_plan(
         name: source.tokens if measured_tokens is None else measured_tokens[name]
         for name, source in data.sources.items()
     }
-    if problems := [*_too_little_taken(config, measured_tokens)]:
-        raise ConfigError(problems)  # nothing else can be worked out
-    problems += _too_small(config, sizes)
+    own_batch = config.train.batch_tokens
+    problems = [] if own_batch == "auto" else [*batch_problems(config, batch_tokens=own_batch)]
+    if too_little := [*too_little_taken(config, measured_tokens)]:
+        raise ConfigError([*problems, *too_little])  # nothing else can be worked out
+    problems += too_small(config, sizes)
     unique = sizes | {name: tokens // model.context * model.context for name, tokens in data.unique_tokens.items()}
     try:
         wanted = budget_tokens(config.budget, model=model, unique_tokens=unique)
         compute = rules_compute(config, tokens=wanted)
         batch = batch_tokens(config, compute=compute)
-        problems += batch_problems(config, batch_tokens=batch)
+        problems += batch_problems(config, batch_tokens=batch) if own_batch == "auto" else ()
         weights = weights_of(data, unique_tokens=unique)
         stages = stage_plans(config, tokens=wanted, batch_tokens=batch, weights=weights)
     except ConfigError as error:
@@ -177,7 +161,7 @@ def make_plan(
     tokens = sum(stage.sequences for stage in stages) * model.context
     parameters, flops = count_parameters(model), count_flops(model)
     sources = {
-        name: _source_plan(
+        name: source_plan(
             float(sequences * model.context),
             tokens,
             unique[name],
@@ -185,7 +169,7 @@ def make_plan(
         )
         for name, sequences in sequences_by_source(stages).items()
     }
-    problems += _repeated_too_often(config, sources)
+    problems += repeated_too_often(config, sources)
     fitted = fit(config, batches=[stage.sequences_per_step for stage in stages])
     if config.parallelism.micro_batch == "auto" and fitted.usable is None:
         says = "auto needs to know the GPU: choose hardware=a100 or the like, or set hardware.memory_gb"
@@ -195,7 +179,7 @@ def make_plan(
     if problems:
         raise ConfigError(problems)
     per_param, beyond = tokens / parameters.total, RULES_RANGE.outside(compute)
-    unique_seen = _drawn_once(sources)
+    unique_seen = drawn_once(sources)
     rate = expected_rate(config, flops, measured=measured_rate)
     return Plan(
         parameters=parameters,
@@ -218,7 +202,12 @@ def make_plan(
         rate=rate,
         cost=cost(config, tokens=tokens, rate=rate) if rate else None,
         disk=disk(config, parameters=parameters.total, steps=steps, source_tokens=sizes),
-        forecasts=forecasts(parameters.total, tokens=tokens, unique_tokens=unique_seen),
+        forecasts=forecasts(
+            parameters.total,
+            tokens=tokens,
+            unique_tokens=unique_seen,
+            effective_tokens=sum(source.effective_tokens or 0 for source in sources.values()),
+        ),
         chance_loss=math.log(model.vocab_size),
         lifetime=lifetime(parameters.total, tokens=tokens, inference_tokens=config.plan.inference_tokens),
         warnings=tuple(_warnings(config, per_param, sources)),
@@ -230,58 +219,12 @@ def settled(config: RunConfig, micro_batch: int) -> RunConfig:
     return replace(config, parallelism=replace(config.parallelism, micro_batch=micro_batch))
 
 
-def _source_plan(given: float, tokens: int, size: int | None, *, measured: bool) -> SourcePlan:
-    return SourcePlan(
-        share=given / tokens,
-        tokens=round(given),
-        unique_tokens=size,
-        measured=measured,
-        epochs=given / size if size else None,
-        effective_tokens=round(MUENNIGHOFF.effective_tokens(given, size)) if size else None,
-    )
-
-
-def _drawn_once(sources: Mapping[str, SourcePlan]) -> int | None:
-    """The unique tokens that a run sees; None where a source's size is not known."""
-    seen = [source.unique_tokens and min(source.unique_tokens, source.tokens) for source in sources.values()]
-    return None if None in seen else sum(size for size in seen if size is not None)
-
-
-def _too_small(config: RunConfig, unique: Mapping[str, int | None]) -> Iterator[Problem]:
-    for name, size in unique.items():
-        if size is not None and size <= config.model.context:
-            says = f"{size:,} training tokens are too few for one sequence, which takes model.context + 1 = "
-            says += f"{config.model.context + 1:,}: give it more documents or use a smaller model.context"
-            yield Problem(f"data.sources.{name}", says)
-
-
-def _too_little_taken(config: RunConfig, measured_tokens: Mapping[str, int] | None) -> Iterator[Problem]:
-    for name, tokens in config.data.unique_tokens.items():
-        key, size = f"data.sources.{name}.unique_tokens", (measured_tokens or {}).get(name)
-        if tokens < config.model.context:
-            yield Problem(
-                key, f"{tokens:,} are less than one sequence of model.context={config.model.context}: raise it"
-            )
-        if size is not None and tokens >= size:
-            yield Problem(
-                key, f"{tokens:,} are not fewer than the {size:,} training tokens it has: lower it, or null for all"
-            )
-
-
-def _repeated_too_often(config: RunConfig, sources: Mapping[str, SourcePlan]) -> Iterator[Problem]:
-    for name, source in sources.items():
-        most = config.data.sources[name].max_epochs
-        if source.epochs is not None and most is not None and source.epochs > most:
-            yield Problem(
-                f"data.sources.{name}.max_epochs",
-                f"the run would repeat it {source.epochs:.2f} times, more than "
-                f"{most:g}: lower the budget or its weight, or raise the limit",
-            )
-
-
 def _warnings(config: RunConfig, tokens_per_param: float, sources: Mapping[str, SourcePlan]) -> Iterator[str]:
-    if config.parallelism.device == "cpu" and config.hardware.mfu is not None:
-        yield f"hardware={config.hardware.name} is a GPU, and parallelism.device=cpu trains on the processor"
+    hardware = config.hardware
+    if config.parallelism.device == "cpu" and {hardware.mfu, hardware.watts, hardware.price_per_hour} != {None}:
+        yield f"hardware={hardware.name} is a GPU, and parallelism.device=cpu trains on the processor"
+    if config.plan.mfu is not None and hardware.peak_tflops is None:
+        yield f"plan.mfu={config.plan.mfu:g} is of a peak that is not known: set hardware.peak_tflops for it to count"
     if tokens_per_param < CHINCHILLA_TOKENS_PER_PARAM / 100:
         yield (
             f"{tokens_per_param:.2g} tokens for each parameter: far too few to learn from "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from rich.table import Table
 
@@ -39,81 +38,12 @@ def short(plan: Plan) -> Iterator[str]:
     memory = f"planned: {gigabytes(fit.needed.peak)} on {_ranks(plan, each=True)}"
     memory += f" of {gigabytes(fit.usable)}" if fit.usable else ""
     if plan.cost and plan.rate:
-        memory += f"; {hours(plan.cost.hours)} at {plan.rate.tokens_per_s:,.0f} tokens/s a rank ({plan.rate.source})"
+        rate = plan.rate
+        memory += f"; {hours(plan.cost.hours)} at {_per_second(rate.tokens_per_s)} tokens/s a rank ({rate.source})"
     yield memory
     yield f"MFU counts {MFU_CONVENTION}"
     if fit.problem:
         yield f"warning: parallelism.micro_batch: {fit.problem}"
-
-
-class Point(NamedTuple):
-    """One of several runs."""
-
-    label: str
-    """What tells it from the others."""
-    plan: Plan
-    done: bool
-    """Whether it has been trained already."""
-    shared_tokens: int
-    """Those that it need not train, as it shares a trunk with a shorter one."""
-    left_tokens: int
-    """Those that are still to train: neither shared nor behind it."""
-
-
-def render_grid(points: Sequence[Point]) -> Iterator[Table | str]:
-    """A line for each of several runs, and what they take together."""
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    table.add_column("point", overflow="fold")
-    timed, begun = any(point.plan.cost for point in points), any(point.done for point in points)
-    columns = ["size", "tokens", "per\nparam", "memory", *["GPU-\nhours"] * timed, "loss", *["done"] * begun]
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for label, plan, done, *_ in points:
-        fits = plan.fit.fits is not False
-        cost = [f"{plan.cost.gpu_hours:,.2f}" if plan.cost else "?"] if timed else []
-        table.add_row(
-            label,
-            counted(plan.parameters.total),
-            counted(plan.tokens),
-            f"{plan.tokens_per_param:,.1f}",
-            gigabytes(plan.fit.needed.peak) + ("" if fits else "\ntoo much"),
-            *cost,
-            _loss(plan, plan.forecasts[0].loss),
-            *["yes" if done else ""] * begun,
-        )
-    yield table
-    yield f"loss: by {points[0].plan.forecasts[0].law}, on their own corpus and tokenizer"
-    for source in dict.fromkeys(point.plan.rate.source for point in points if point.plan.rate):
-        yield f"rate: {source}"
-    if not timed:
-        yield f"how long: {NOT_KNOWN} until a run has been measured here, or plan.mfu and hardware are set"
-    alone = [point.plan.tokens for point in points]
-    shared = [point.plan.tokens - point.shared_tokens for point in points]
-    left = [point.left_tokens for point in points]
-    sums = {"each alone" if shared != alone else "all": alone}
-    sums |= {"trunks shared": shared} if shared != alone else {}
-    sums |= {"still to do": left} if left != shared else {}
-    plans = [point.plan for point in points]
-    table = _table("", "runs", "tokens", "FLOPs (6N)", *["GPU-hours", "in turn", "US dollars"] * timed)
-    for which, tokens in sums.items():
-        table.add_row(which, *_together(plans, tokens, timed=timed))
-    yield table
-
-
-def _together(plans: Sequence[Plan], tokens: Sequence[int], *, timed: bool) -> Iterator[str]:
-    """What so many of the tokens of each run take."""
-    parts = [(plan, count) for plan, count in zip(plans, tokens, strict=True) if count]
-    yield f"{len(parts):,}"
-    yield counted(sum(tokens))
-    yield f"{sum(plan.flops_per_token.six_n * count for plan, count in parts):.3g}"
-    if not timed:
-        return
-    costs = [(plan.cost, count / plan.tokens) for plan, count in parts if plan.cost]
-    dollars = [share * cost.dollars for cost, share in costs if cost.dollars is not None]
-    all_known = len(costs) == len(parts)
-    yield f"{sum(share * cost.gpu_hours for cost, share in costs):,.2f}" if all_known else "?"
-    yield hours(sum(share * cost.hours for cost, share in costs)) if all_known else "?"
-    yield f"{sum(dollars):,.2f}" if len(dollars) == len(parts) else "?"
 
 
 def _counts(plan: Plan, title: str) -> Table:
@@ -145,14 +75,14 @@ def _by_rule(beyond: float | None) -> str:
 
 
 def _compute(plan: Plan) -> Table:
-    compute = _table("FLOPs counted as", "a token", "in all")
+    compute = number_table("FLOPs counted as", "a token", "in all")
     for convention, flops in plan.flops_per_token.conventions.items():
         compute.add_row(convention, f"{flops:,}", f"{flops * plan.tokens:.3e}")
     return compute
 
 
 def _mixture(plan: Plan) -> Table:
-    mixture = _table("source", "share", "tokens", "unique tokens", "epochs", "worth unseen")
+    mixture = number_table("source", "share", "tokens", "unique tokens", "epochs", "worth unseen")
     for name, source in plan.sources.items():
         unique = NOT_KNOWN if source.unique_tokens is None else f"{source.unique_tokens:,}"
         mixture.add_row(
@@ -178,17 +108,18 @@ def render_stages(plan: Plan) -> Iterator[str]:
         )
 
 
-def _loss(plan: Plan, foretold: float) -> str:
+def shown_loss(plan: Plan, foretold: float) -> str:
+    """A dash where it is worse than chance."""
     return f"{foretold:.3f}" if foretold < plan.chance_loss else "-"
 
 
 def _losses(plan: Plan) -> Iterator[Table | str]:
-    table = _table("loss foretold by", "nats a token")
+    table = number_table("loss foretold by", "nats a token")
     table.add_column("beyond what it was fitted on")
     for told in plan.forecasts:
         beyond = {"size": told.parameters_beyond, "tokens": told.tokens_beyond}
         far = ", ".join(f"{name} {times:,.3g} times" for name, times in beyond.items() if times > 1)
-        table.add_row(told.law, _loss(plan, told.loss), far or "within")
+        table.add_row(told.law, shown_loss(plan, told.loss), far or "within")
     yield table
     if any(told.loss >= plan.chance_loss for told in plan.forecasts):
         yield f" - : worse than chance, {plan.chance_loss:.3f} nats: so far beyond its range a law says nothing"
@@ -208,7 +139,7 @@ def _memory(plan: Plan) -> Iterator[Table | str]:
     own = next(choice for choice in fit.choices if choice.own)
     kept, again = ([choice for choice in fit.choices if choice.recompute is recompute] for recompute in (False, True))
     stages = (f"ZeRO {choice.zero_stage}{' *' if choice.zero_stage == own.zero_stage else '  '}" for choice in kept)
-    table = _table(f"memory of a rank, micro-batch {plan.micro_batch}", *stages)
+    table = number_table(f"memory of a rank, micro-batch {plan.micro_batch}", *stages)
 
     def add(label: str, size: Callable[[Memory], int], choices: Sequence[Choice] = kept) -> None:
         if any(sizes := [size(choice.needed) for choice in choices]):
@@ -244,7 +175,7 @@ def _costs(plan: Plan) -> Iterator[Table | str]:
     table = _facts()
     if plan.rate and plan.cost:
         rate, cost = plan.rate, plan.cost
-        table.add_row("tokens/s of a rank", f"{rate.tokens_per_s:,.0f}", rate.source)
+        table.add_row("tokens/s of a rank", _per_second(rate.tokens_per_s), rate.source)
         if rate.mfu is not None:
             table.add_row("MFU", f"{rate.mfu:.1%}", MFU_CONVENTION)
         table.add_row("time", hours(cost.hours), f"on {_ranks(plan)}")
@@ -261,8 +192,8 @@ def _costs(plan: Plan) -> Iterator[Table | str]:
     yield table
 
 
-def _table(*columns: str) -> Table:
-    """Numbers on the right of what they are of."""
+def number_table(*columns: str) -> Table:
+    """For numbers on the right of what they are of."""
     table = Table(box=None)
     for column in columns:
         table.add_column(column, justify="left" if column == columns[0] else "right")
@@ -281,8 +212,14 @@ def _ranks(plan: Plan, *, each: bool = False) -> str:
     return "one rank" if plan.world_size == 1 else f"{'each of ' * each}{plan.world_size} ranks"
 
 
+def _per_second(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
 def counted(n: float) -> str:
     """A count of parameters or tokens in three digits, as in 1.1B."""
+    if n >= 1e15:
+        return f"{n:.3g}"
     for letter, unit in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
         if n >= 0.9995 * unit:
             return f"{n / unit:.3g}{letter}"
