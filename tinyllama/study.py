@@ -137,12 +137,10 @@ def plan(configs: Sequence[RunConfig], *, console: Console) -> None:
 
 def _behind(config: RunConfig) -> tuple[bool, int]:
     """Whether a point has been trained, and the steps that it has taken; what else lies in its folder is not it."""
-    run_dir = run_folder(config)
+    run_dir, is_it = run_folder(config), False
     with suppress(ValueError):
-        if config.resume == "never" or thaw(run_dir).digest != digest(config):
-            return False, 0
-        return bool(finished(run_dir)), steps_taken(run_dir)
-    return False, 0
+        is_it = config.resume != "never" and thaw(run_dir).digest == digest(config)
+    return (bool(finished(run_dir)), steps_taken(run_dir)) if is_it else (False, 0)
 
 
 def run(configs: Sequence[RunConfig], *, train: jobs.Train, program: Path, console: Console) -> int:
