@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from deepspeed.runtime.engine import DeepSpeedEngine
 from torch.profiler import ProfilerActivity, profile
 
 from tests.engine.live import Live
 from tests.engine.ranks import ADAMW, LAYOUT
 from tinyllama import kernels
 from tinyllama.config.schema import Model
+from tinyllama.engine import settings
 from tinyllama.engine.distributed import Ranks, leave, meet, use_device
 from tinyllama.engine.zero import Engine, TrainState, import_deepspeed
 from tinyllama.model.init import initial_weights
 from tinyllama.model.llama import Llama
+from tinyllama.plan import memory as planned
 from tinyllama.plan.count import count_parameters
 from tinyllama.plan.memory import Layout, memory
 
@@ -93,12 +96,13 @@ def step(
     stage: Literal[1, 2, 3],
     precision: Literal["fp32", "bf16"],
     recompute: bool,
+    accumulation: int = 2,
     offload: Literal["none", "optimizer"] = "none",
     backend: Literal["torch", "triton"] = "torch",
 ) -> dict[str, float]:
-    """The most that a step allocates, of one micro-batch where it recomputes and of two where not."""
+    """The most that a step allocates, of so many micro-batches."""
     gc.collect()  # the engine before goes in two rounds, and Live makes the second
-    before, accumulation = Live().before, 1 if recompute else 2
+    before = Live().before
     ops = kernels.select(backend, attention="triton", device="cpu", precision="fp32")  # of bf16 the reference's, too
     model = Llama(model_shape, ops=ops, recompute=recompute)
     engine = Engine(
@@ -129,14 +133,24 @@ def step(
         backend=backend,
         masked_sdpa=False,
     )
-    planned = memory(model_shape, layout)
-    found = {"most": most, "planned": planned.peak}
+    needed = memory(model_shape, layout)
+    found = {"most": most, "planned": needed.peak}
     if layout.offload:
         machine = kept_by_the_machine(engine)
-        found |= {"most": found["most"] - machine, "machine": machine, "planned machine": planned.machine}
+        found |= {"most": found["most"] - machine, "machine": machine, "planned machine": needed.machine}
         if stage == 3:  # a GPU is sent back what was added up for it; a CPU has it
             found["planned"] -= 4 * count_parameters(model_shape).total // ranks.world_size
     return found
+
+
+def reduce_at_most(numbers: int) -> None:
+    """As of a model larger than a bucket."""
+    settings.REDUCE_BUCKET = planned.REDUCE_BUCKET = numbers
+    settings.PREFETCHED = planned.PREFETCHED = numbers // 10
+    at_once = DeepSpeedEngine.buffered_allreduce_fallback  # of the first stage in bf16, which asks no configuration
+    DeepSpeedEngine.buffered_allreduce_fallback = lambda self, grads=None, elements_per_buffer=0: at_once(
+        self, grads=grads, elements_per_buffer=numbers
+    )
 
 
 def main() -> None:
@@ -148,18 +162,29 @@ def main() -> None:
     precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
     found = {
         f"{name}, stage {stage}, {precision}, {'recomputed' if recompute else 'kept'}": step(
-            SHAPES[name], ranks, stage=stage, precision=precision, recompute=recompute
+            SHAPES[name],
+            ranks,
+            stage=stage,
+            precision=precision,
+            recompute=recompute,
+            # each number of micro-batches with half of the shapes, whether kept or recomputed
+            accumulation=1 if recompute == (number % 2 == 0) else 2,
         )
-        for name, recompute, stage, precision in product(SHAPES, (False, True), stages, precisions)
+        for (number, name), recompute, stage, precision in product(enumerate(SHAPES), (False, True), stages, precisions)
     }
-    name = "mostly states"
+    large = SHAPES["mostly states"]
     for stage, precision in product(stages[1:], precisions):
-        found[f"{name}, stage {stage}, {precision}, offloaded"] = step(
-            SHAPES[name], ranks, stage=stage, precision=precision, recompute=False, offload="optimizer"
+        found[f"stage {stage}, {precision}, offloaded"] = step(
+            large, ranks, stage=stage, precision=precision, recompute=False, offload="optimizer"
         )
     for recompute in (False, True) if ranks.world_size == 1 else ():
         found[f"on kernels, {'recomputed' if recompute else 'kept'}"] = step(
             INTERPRETED, ranks, stage=1, precision="fp32", recompute=recompute, backend="triton"
+        )
+    reduce_at_most(count_parameters(large).total // 5 * 2)
+    for stage, precision in product(stages, precisions):
+        found[f"stage {stage}, {precision}, in three buckets"] = step(
+            large, ranks, stage=stage, precision=precision, recompute=False
         )
     if ranks.is_first:
         Path(sys.argv[1]).write_text(json.dumps(found, indent=2))

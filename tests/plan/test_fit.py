@@ -65,7 +65,7 @@ def test_auto_falls_back_to_one_where_nothing_fits(fitted: Callable[..., Fit]) -
             "hardware.memory_gb=8 parallelism.zero_stage=2 parallelism.offload=optimizer",
             "parallelism.recompute=true parallelism.zero_stage=3 parallelism.gpus=",
         ),
-        ("hardware.memory_gb=16 parallelism=zero1", "parallelism.recompute=true parallelism.zero_stage="),
+        ("hardware.memory_gb=15 parallelism=zero1", "parallelism.recompute=true parallelism.zero_stage="),
         ("hardware.memory_gb=3", None),
     ],
 )

@@ -109,7 +109,7 @@ def test_a_part_left_out_would_show() -> None:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_step_of_the_engine_takes_what_was_planned(ranks: int) -> None:
     found = measured("memory_steps.py", ranks=ranks)
-    assert len(found) == 52 + 2 * (ranks == 1)
+    assert len(found) == 58 + 2 * (ranks == 1)
     ratios = {name: one["planned"] / one["most"] for name, one in found.items()}
     bounds = {name: 0.1 if name.endswith("offloaded") else 0.05 for name in found}
     assert {name: ratio for name, ratio in ratios.items() if not abs(ratio - 1) < bounds[name]} == {}
@@ -156,4 +156,5 @@ def test_an_offloaded_optimizer_is_deepspeeds_own_estimate(ranks: int, config: C
 def test_constants_are_what_the_code_uses(config: Callable[..., RunConfig]) -> None:
     told = settings(config().parallelism, parameters=10**12, precision="bf16", accumulation=1, clip=1.0)
     assert told["zero_optimization"]["reduce_bucket_size"] == planned.REDUCE_BUCKET
+    assert told["zero_optimization"]["stage3_prefetch_bucket_size"] == planned.PREFETCHED
     assert cross_entropy.LOGITS_BYTES == planned.LOGITS_BYTES

@@ -6,13 +6,22 @@ from typing import Any
 
 from tinyllama.config.schema import Parallelism
 
+REDUCE_BUCKET = 500_000_000
+"""Gradients that ZeRO reduces at once, at most."""
+PREFETCHED = 50_000_000
+"""Parameters that its third stage gathers at once before they are asked for, at most."""
+
 
 def settings(
     parallelism: Parallelism, *, parameters: int, precision: str, accumulation: int, clip: float
 ) -> dict[str, Any]:
     """DeepSpeed's configuration. Whatever it would default to and matters is written out."""
     # a bucket is allocated whole, whatever the model: DeepSpeed's own size would be a gigabyte for the smallest
-    zero: dict[str, Any] = {"stage": parallelism.zero_stage, "reduce_bucket_size": min(parameters, 500_000_000)}
+    zero: dict[str, Any] = {
+        "stage": parallelism.zero_stage,
+        "reduce_bucket_size": min(parameters, REDUCE_BUCKET),
+        "stage3_prefetch_bucket_size": PREFETCHED,
+    }
     if parallelism.offload == "optimizer":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": parallelism.device == "cuda"}
     return {

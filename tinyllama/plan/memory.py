@@ -9,7 +9,7 @@ those of DeepSpeed 0.19's optimizers and of our kernels; tests compare the sums 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tinyllama.config.schema import Model, RunConfig
 from tinyllama.plan.count import count_parameters
@@ -18,6 +18,8 @@ REDUCE_BUCKET = 500_000_000
 """Gradients that ZeRO reduces at once, at most."""
 GATHERED = 1_000_000_000
 """Parameters that ZeRO's third stage holds whole at once, at most."""
+PREFETCHED = 50_000_000
+"""Parameters that ZeRO's third stage gathers at once before they are asked for, at most."""
 CONTEXT_BYTES = 1_000_000_000
 """What CUDA, NCCL and the libraries take of a GPU before the first tensor."""
 LOGITS_BYTES = 1 << 28
@@ -94,45 +96,8 @@ class Memory:
 
 def memory(model: Model, layout: Layout) -> Memory:
     """What a training step takes."""
-    n, w, e = count_parameters(model).total, layout.world_size, layout.itemsize
-    stage, mixed, offload = layout.zero_stage, layout.precision == "bf16", layout.offload
-    tokens = layout.micro_batch * model.context
-    bucket = e * min(n, REDUCE_BUCKET)
-
-    # what ZeRO shards
-    weights, optimizer = e * n // (w if stage == 3 else 1), 0 if offload else 12 * n // w
-    fresh = e * n if stage == 1 else bucket  # gradients that have come out and are yet to be reduced
-    whole, shard = 4 * n, 4 * n // w
-    # added up in fp32; where all is fp32, stage 1 adds up in place, and so does stage 2 where there is nothing to add
-    summed = {1: whole if mixed else 0, 2: shard if mixed or layout.accumulates else 0, 3: shard}[stage]
-    gathered = e * min(n, GATHERED) if stage == 3 else 0
-    # in bf16, stage 1 flattens what it has added up and rounds it to what is sent; the others fill buckets meanwhile
-    flattened = 6 * min(n, REDUCE_BUCKET) if mixed and stage == 1 else 0
-    filling = 0 if flattened else bucket
-    # offloaded gradients: stage 2 adds bf16 ones up here and moves them at a step's end, one by one; stage 3 moves each
-    # bucket, of which it makes fp32 numbers (where ranks gather parameters, in the room of those) and then copies
-    staged = e * _largest(model) if offload and stage == 2 else 0
-    copies = 4 * min(n, REDUCE_BUCKET) // w if offload and stage == 3 else 0
-    if offload:
-        summed = shard if mixed and stage == 2 else 0
-        if stage == 2 and not mixed and w == 1:
-            fresh = staged  # what has come out lies in the bucket
-
-    held = weights + optimizer
-    if stage == 3:
-        held += summed + filling + (gathered if w > 1 else 0)
-    elif flattened:
-        held += summed
-    held += staged
-    carried = {1: fresh + filling, 2: summed, 3: 0}[stage] if layout.accumulates else 0
-    # what one bucket holds is reduced once all of it is there, and the last to come is the embedding's
-    embedding = e * model.vocab_size * model.d_model
-    reduced = fresh if offload or n > REDUCE_BUCKET else 0
-    coming = {1: max(carried, fresh + filling - embedding), 2: carried + filling + reduced, 3: fresh}[stage]
-    coming += copies if w > 1 else 2 * copies
-    # at the second stage a gradient is made wide to be handed on; at the third one rank has them twice
-    handed = {1: 0, 2: 4 * _largest(model), 3: bucket if w == 1 else 0}[stage] if mixed else 0
-
+    tokens, e = layout.micro_batch * model.context, layout.itemsize
+    states = {1: _first_stage, 2: _second_stage, 3: _third_stage}[layout.zero_stage](model, layout)
     block = _kept_by_block(model, layout) * tokens
     kept = model.n_layers * block
     if layout.recompute:  # each block's stream and what is yet to be added to it, which the first has not
@@ -141,28 +106,141 @@ def memory(model: Model, layout: Layout) -> Memory:
     loss_kept, loss_more = _loss(model, layout, tokens)
     work = (e if layout.backend == "triton" else 4) * (model.d_model + 2 * model.d_ff) * tokens
     again = block if layout.recompute else 0
-    # both moments, fp32 weights and gradients; then what the GPU is sent, or what it has sent and is added up
-    machine = 2 * shard + 2 * _allocated(shard, layout)
-    machine += _allocated(shard, layout) if stage == 3 else _allocated(e * n // w, layout) + staged
-    if stage == 2 and not mixed and layout.accumulates:
-        machine += shard
-    begun = {1: max(carried, filling), 2: carried + filling, 3: 0}[stage] + embedding
     return Memory(
-        weights=weights,
-        gradients=summed + fresh,
-        optimizer=optimizer,
+        weights=states.weights,
+        gradients=states.gradients,
+        optimizer=states.optimizer,
         activations=kept + end,
         recomputed=again,
         logits=loss_kept + loss_more,
-        buffers=filling + flattened + gathered + staged + copies,
-        machine=machine if offload else 0,
+        buffers=states.buffers,
+        machine=_machine(model, layout) if layout.offload else 0,
         peak=max(
-            held + carried + kept + end + loss_kept + loss_more,
-            held + begun + kept + again + work,
-            held + coming + again + work,
-            0 if offload else weights + optimizer + summed + fresh + filling + flattened + gathered + handed,
+            states.held + states.carried + kept + end + loss_kept + loss_more,
+            states.held + states.begun + kept + again + work,
+            states.held + states.coming + again + work,
+            states.stepping,
         ),
     )
+
+
+class _States(NamedTuple):
+    """Bytes of all but activations; those that are there in the same moment beside them."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    held: int
+    """All the time."""
+    carried: int
+    """Of earlier micro-batches, beside what is held."""
+    begun: int
+    """When the head's gradient has come out, beside what is held."""
+    coming: int
+    """When the last gradients come out, beside what is held."""
+    stepping: int
+    """When gradients are reduced and the optimizer steps, in all; no more than before it where it is offloaded."""
+
+
+def _first_stage(model: Model, layout: Layout) -> _States:
+    """Whole gradients; in bf16 they are added up in fp32, flattened and rounded to what is sent."""
+    n, e, mixed = count_parameters(model).total, layout.itemsize, layout.precision == "bf16"
+    weights, optimizer, fresh = e * n, 12 * n // layout.world_size, e * n
+    summed, bucket = 4 * n if mixed else 0, 0 if mixed else e * min(n, REDUCE_BUCKET)
+    # two groups that fit into a bucket are copied together; a group that is larger is sent as it lies
+    sent = (6 if n <= REDUCE_BUCKET else 2) * n if mixed else max(bucket, 4 * n // layout.world_size)
+    held, carried = weights + optimizer + summed, fresh + bucket if layout.accumulates else 0
+    return _States(
+        weights=weights,
+        gradients=summed + fresh,
+        optimizer=optimizer,
+        buffers=sent,
+        held=held,
+        carried=carried,
+        begun=max(carried, bucket) + _embedding(model, layout),
+        coming=max(carried, fresh + bucket - _embedding(model, layout)),  # whose gradient is the last
+        stepping=held + fresh + sent,
+    )
+
+
+def _second_stage(model: Model, layout: Layout) -> _States:
+    """A shard of gradients, which fill a bucket that is copied to be reduced: after the backward where it holds all."""
+    n, e, mixed = count_parameters(model).total, layout.itemsize, layout.precision == "bf16"
+    weights, shard, bucket = e * n, 4 * n // layout.world_size, e * min(n, REDUCE_BUCKET)
+    if layout.offload:
+        # bf16 gradients are added up here and moved at a step's end, one by one; fp32 ones lie in the bucket
+        summed, staged = shard if mixed else 0, e * _largest(model)
+        fresh = bucket if mixed or layout.world_size > 1 else staged
+        optimizer, carried = 0, summed if layout.accumulates else 0
+        held, coming, stepping = weights + staged, carried + bucket + fresh, 0
+    else:
+        summed, staged, fresh = shard if mixed or layout.accumulates else 0, 0, bucket
+        optimizer, carried = 12 * n // layout.world_size, summed if layout.accumulates else 0
+        held, largest = weights + optimizer, _largest(model)
+        reduced = n > REDUCE_BUCKET  # while the backward goes on
+        if mixed:  # a gradient that comes out is made wide to be added up
+            coming = summed + bucket if reduced else carried + bucket
+            stepping = held + summed + bucket + fresh + (e * reduced + 4) * largest
+        else:  # shards of gradients are flattened in the end
+            coming = summed + shard + bucket if reduced else carried + bucket
+            stepping = held + max(summed + (shard + e * largest if reduced else fresh) + bucket, 2 * shard)
+    return _States(
+        weights=weights,
+        gradients=summed + fresh,
+        optimizer=optimizer,
+        buffers=bucket + staged,
+        held=held,
+        carried=carried,
+        begun=carried + bucket + _embedding(model, layout),
+        coming=coming,
+        stepping=stepping,
+    )
+
+
+def _third_stage(model: Model, layout: Layout) -> _States:
+    """A shard of the weights too, which are gathered where there are other ranks."""
+    n, e, w = count_parameters(model).total, layout.itemsize, layout.world_size
+    weights, shard, bucket = e * n // w, 4 * n // w, e * min(n, REDUCE_BUCKET)
+    optimizer, gathered = 0 if layout.offload else 12 * n // w, e * min(n, GATHERED) if w > 1 else 0
+    if layout.offload:
+        # of each bucket fp32 numbers are made, in the room of gathered parameters where there are some, and then copies
+        copies, summed = 4 * min(n, REDUCE_BUCKET) // w, 0
+        coming = bucket + copies * (1 if w > 1 else 2)
+    else:
+        copies, summed = 0, shard
+        # a bucket is copied to be reduced; parameters that are gathered at once are there twice for a while
+        coming = max(bucket, e * min(n, PREFETCHED) if w > 1 else 0)
+    held = weights + optimizer + summed + bucket + gathered
+    alone = held + shard + (bucket if n <= REDUCE_BUCKET else 0)  # what one rank has added up is flattened
+    return _States(
+        weights=weights,
+        gradients=summed + bucket,
+        optimizer=optimizer,
+        buffers=bucket + gathered + copies,
+        held=held,
+        carried=0,
+        begun=_embedding(model, layout),
+        coming=coming,
+        stepping=alone if w == 1 and not layout.offload else 0,
+    )
+
+
+def _machine(model: Model, layout: Layout) -> int:
+    """Of an offloaded optimizer: both moments, fp32 weights and gradients; then what the GPU is sent, or what it has
+    sent and is added up."""
+    n, e = count_parameters(model).total, layout.itemsize
+    shard = 4 * n // layout.world_size
+    states = 2 * shard + 2 * _allocated(shard, layout)
+    if layout.zero_stage == 3:
+        return states + _allocated(shard, layout)
+    states += _allocated(e * n // layout.world_size, layout) + e * _largest(model)
+    return states + (shard if layout.precision == "fp32" and layout.accumulates else 0)
+
+
+def _embedding(model: Model, layout: Layout) -> int:
+    """Bytes of the gradient of an embedding or a head."""
+    return layout.itemsize * model.vocab_size * model.d_model
 
 
 def _largest(model: Model) -> int:
