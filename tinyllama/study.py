@@ -61,21 +61,24 @@ def check(configs: Sequence[RunConfig]) -> None:
 
 def compiled(configs: Sequence[RunConfig], *, console: Console) -> Study:
     """A grid as a study. Data that can be prepared on the spot is, so that jobs side by side do not all do it."""
-    name = configs[0].study.name or f"grid-{_digest_of(configs)}"
-    folder = Path(configs[0].runs_dir) / f"study-{name}"
     for config in {json.dumps(as_dict(config)["data"]): config for config in configs}.values():
         tasks.prepared(config, console=console)
-    labels = labels_of(configs)
-    whole = [_point(*one, name=name, folder=folder) for one in zip(configs, labels, strict=True)]
+    whole = _points_of(configs, labels_of(configs))
     plans = [tasks.plan_of(config, manifest=tasks.manifest_of(config)) for config in whole]
     texts = [tasks.identity_of(config).manifest_sha256 for config in whole]
     grouped = tuple(tuple(job) for job in trunk.jobs_of(whole, plans))
+    name, folder = str(whole[0].study.name), Path(str(whole[0].study.folder))
     return Study(name=name, folder=folder, configs=tuple(whole), plans=tuple(plans), texts=tuple(texts), jobs=grouped)
 
 
-def _point(config: RunConfig, label: str, *, name: str, folder: Path) -> RunConfig:
-    """One of a study's."""
-    return replace(_side_by_side(config), study=replace(config.study, name=name, folder=str(folder), point=label))
+def _points_of(configs: Sequence[RunConfig], labels: Sequence[str]) -> list[RunConfig]:
+    """A grid's points as those of a study."""
+    name = configs[0].study.name or f"grid-{_digest_of(configs)}"
+    folder = str(Path(configs[0].runs_dir) / f"study-{name}")
+    return [
+        replace(_side_by_side(config), study=replace(config.study, name=name, folder=folder, point=label))
+        for config, label in zip(configs, labels, strict=True)
+    ]
 
 
 def _side_by_side(config: RunConfig) -> RunConfig:
@@ -122,17 +125,21 @@ def _digest_of(configs: Sequence[RunConfig]) -> str:
 
 def plan(configs: Sequence[RunConfig], *, console: Console) -> None:
     """task=plan of several points: a line for each, and what they take together."""
-    labels, configs = labels_of(configs), [_side_by_side(config) for config in configs]
-    plans = [tasks.planned_and_written(config) for config in configs]
+    labels, study = labels_of(configs), configs[0].study
+    configs = _points_of(configs, labels)
+    one_each = len(set(map(run_folder, configs))) == len(configs)
+    plans = [tasks.planned_and_written(config) if one_each else tasks.planned(config) for config in configs]
     points = []
     for label, config, plan, shared in zip(labels, configs, plans, trunk.spared_tokens(configs, plans), strict=True):
         done, steps = _behind(config)
         left = 0 if done else plan.tokens - max(shared, plan.tokens_by(min(steps, plan.steps)))
         points.append(Point(label, plan, done=done, shared_tokens=shared, left_tokens=left))
+    at_a_time = min(study.at_a_time, len(configs)) if study.launcher == "here" else 1
     # points that differ in their hardware or layout alone are compared, not added up
-    for part in render_grid(points, runs=len(set(map(run_folder, configs)))):
+    for part in render_grid(points, runs=len(set(map(digest, configs))), at_a_time=at_a_time):
         console.print(part)
-    console.print(f"each written to {PLAN} in its own folder, where no run has begun")
+    where = "each written to {} in its own folder, where no run has begun"
+    console.print(where.format(PLAN) if one_each else f"not written to {PLAN}: points share a folder")
 
 
 def _behind(config: RunConfig) -> tuple[bool, int]:

@@ -90,9 +90,14 @@ def plan(config: RunConfig, *, console: Console) -> None:
     console.print(f"{place} stays that of the run there" if runs.is_begun(place.parent) else f"written to {place}")
 
 
+def planned(config: RunConfig) -> Plan:
+    """A run's plan, by its data where that is prepared."""
+    return plan_of(config, manifest=manifest_of(config))
+
+
 def planned_and_written(config: RunConfig) -> Plan:
     """A run's plan, written to its folder unless the run has begun there."""
-    whole = plan_of(config, manifest=manifest_of(config))
+    whole = planned(config)
     if not runs.is_begun(run_folder(config)):  # what a run was begun by stays
         write_json(run_folder(config) / PLAN, whole.as_dict())
     return whole

@@ -146,7 +146,6 @@ def step(
 def reduce_at_most(numbers: int) -> None:
     """As of a model larger than a bucket."""
     settings.REDUCE_BUCKET = planned.REDUCE_BUCKET = numbers
-    settings.PREFETCHED = planned.PREFETCHED = numbers // 10
     at_once = DeepSpeedEngine.buffered_allreduce_fallback  # of the first stage in bf16, which asks no configuration
     DeepSpeedEngine.buffered_allreduce_fallback = lambda self, grads=None, elements_per_buffer=0: at_once(
         self, grads=grads, elements_per_buffer=numbers

@@ -60,7 +60,7 @@ def test_the_rate_is_that_of_the_newest_finished_run_of_the_model(tmp_path: Path
     assert measured_rate(asked) is None
     left("old", *TWO, age=9, speed=70.0)
     left(run_folder(asked).name, *TWO, age=1, speed=70.0)  # its own
-    left("right", *TWO, "model.name=other", age=8)
+    left("right", *TWO, "model.name=other", "model.rope_theta=5e5", age=8)
     left("no-step-left", *TWO, age=7, speed=None)
     left("unfinished", *TWO, age=6, status="failed")
     left("another-model", *TWO, "model.n_layers=3", age=3)

@@ -134,10 +134,14 @@ def test_ranks_of_one_machine_share_its_memory(
 
 
 def test_jobs_at_a_time_share_a_machines_memory(config: Callable[..., RunConfig]) -> None:
-    line = ("hardware.memory_gb=8", "parallelism.gpus=2", "parallelism.micro_batch=1")
-    assert usable_bytes(config(*line, "study.at_a_time=2")) == 2 * 10**9
-    assert usable_bytes(config(*line, "study.at_a_time=2", "study.launcher=slurm")) == 4 * 10**9
-    assert usable_bytes(config("parallelism=single", "hardware=a100", "study.at_a_time=2")) == 79 * 10**9
+    line = ("hardware.memory_gb=8", "parallelism.gpus=2", "parallelism.micro_batch=1", "study.at_a_time=2")
+    assert usable_bytes(config(*line)) == 4 * 10**9, "a run alone"
+    point = (*line, "study.folder=runs/study-test")
+    assert usable_bytes(config(*point)) == 2 * 10**9
+    assert usable_bytes(config(*point, "study.launcher=slurm")) == 4 * 10**9
+    assert usable_bytes(config(*point[2:], "parallelism=single", "hardware=a100")) == 79 * 10**9
+    many = config("study.folder=runs/study-test", "study.at_a_time=9", "hardware.memory_gb=0.4", "task=plan")
+    assert make_plan(many).fit.remedy == "study.at_a_time=5 parallelism.micro_batch=1"
 
 
 def test_more_gpus_than_a_machine_has_are_more_machines(config: Callable[..., RunConfig]) -> None:

@@ -8,8 +8,8 @@ from tinyllama.config.schema import Parallelism
 
 REDUCE_BUCKET = 500_000_000
 """Gradients that ZeRO reduces at once, at most."""
-PREFETCHED = 50_000_000
-"""Parameters that its third stage gathers at once before they are asked for, at most."""
+GATHERED = 1_000_000_000
+"""Parameters that its third stage holds whole at once, at most."""
 
 
 def settings(
@@ -20,7 +20,8 @@ def settings(
     zero: dict[str, Any] = {
         "stage": parallelism.zero_stage,
         "reduce_bucket_size": min(parameters, REDUCE_BUCKET),
-        "stage3_prefetch_bucket_size": PREFETCHED,
+        "stage3_prefetch_bucket_size": REDUCE_BUCKET // 10,
+        "stage3_max_live_parameters": GATHERED,
     }
     if parallelism.offload == "optimizer":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": parallelism.device == "cuda"}

@@ -44,9 +44,10 @@ def measured_rate(config: RunConfig) -> Measured | None:
 
 
 def _unlike(one: Model, other: Model) -> tuple[bool, float]:
-    """Whether they are of two shapes, and how far apart in size."""
+    """Whether they compute otherwise, and how far apart they are in size."""
     sizes = count_parameters(one).total / count_parameters(other).total
-    return replace(one, name=other.name) != other, abs(math.log(sizes))
+    one = replace(one, name=other.name, rope_theta=other.rope_theta, norm_eps=other.norm_eps)
+    return one != other, abs(math.log(sizes))
 
 
 def _finished(config: RunConfig) -> Iterator[tuple[float, Path, _Reached]]:

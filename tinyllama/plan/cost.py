@@ -65,12 +65,11 @@ def expected_rate(config: RunConfig, flops: FlopsPerToken, *, measured: Measured
     share, source = config.plan.mfu if peak else None, "plan.mfu"
     if share is None and measured and measured.other is None:
         return _measured_rate(measured, flops, tokens_per_s=measured.tokens_per_s, peak=peak)
-    if share is None and known:
-        share, source = hardware.mfu, hardware.mfu_source or "hardware.mfu"
+    if share is None and known and hardware.mfu is not None:
+        share, source = hardware.mfu / config.study.per_gpu, hardware.mfu_source or "hardware.mfu"
         if parameters < _OF_A_BILLION:
             source += "; models as small as this reach less"
     if peak is not None and share is not None:
-        share /= config.study.per_gpu
         return Rate(tokens_per_s=share * peak / flops.causal, mfu=share, source=f"assumed: {source}")
     if measured and measured.other:
         tokens_per_s = measured.tokens_per_s * measured.other.flops_per_token / flops.causal
@@ -85,6 +84,7 @@ def _measured_rate(
     if measured.other:
         times = measured.other.parameters / parameters
         size = f"{times:,.3g} times larger" if times > 1 else f"{1 / times:,.3g} times smaller"
+        size = "of the same size" if 0.995 < times < 1.005 else size
         source = f"assumed: the FLOPs a second of a model {size}, {source}"
     share = mfu(tokens_per_s, flops_per_token=flops.causal, peak_flops=peak) if peak else measured.mfu
     return Rate(tokens_per_s=tokens_per_s, mfu=share, source=source)

@@ -71,10 +71,17 @@ def usable_bytes(config: RunConfig) -> int | None:
     given, parallelism = config.hardware.memory_gb, config.parallelism
     if parallelism.device == "cuda":
         return None if given is None else max(0, round(given * 1e9) // config.study.per_gpu - CONTEXT_BYTES)
-    sharers = parallelism.gpus * (config.study.at_a_time if config.study.launcher == "here" else 1)
+    sharers = parallelism.gpus * _jobs_beside(config)
     if given is not None:
         return round(given * 1e9) // sharers
     return max(0, _this_machines_bytes() // sharers - LIBRARIES_BYTES)
+
+
+def _jobs_beside(config: RunConfig) -> int:
+    """How many jobs of its study share a machine's processor and memory with a run, itself one of them."""
+    study = config.study
+    together = study.folder is not None and study.launcher == "here" and config.parallelism.device == "cpu"
+    return study.at_a_time if together else 1
 
 
 def _this_machines_bytes() -> int:
@@ -149,10 +156,11 @@ def _remedy(config: RunConfig, batches: Sequence[int], largest: int, usable: int
     for settings, changes in _steps(config):
         if micro_batch := _largest(config, batches, usable, **changes):
             return " ".join([*settings, f"parallelism.micro_batch={micro_batch}"])
-    for sharers in range(config.study.per_gpu - 1, 0, -1):
-        room = usable_bytes(replace(config, study=replace(config.study, per_gpu=sharers)))
-        if micro_batch := _largest(config, batches, room):
-            return f"study.per_gpu={sharers} parallelism.micro_batch={micro_batch}"
+    for key, jobs in (("per_gpu", config.study.per_gpu), ("at_a_time", _jobs_beside(config))):
+        for fewer in range(jobs - 1, 0, -1):
+            room = usable_bytes(replace(config, study=replace(config.study, **{key: fewer})))  # type: ignore[arg-type]
+            if micro_batch := _largest(config, batches, room):
+                return f"study.{key}={fewer} parallelism.micro_batch={micro_batch}"
     return None
 
 

@@ -27,8 +27,8 @@ class Point(NamedTuple):
     """Those that are still to train: neither shared nor behind it."""
 
 
-def render_grid(points: Sequence[Point], *, runs: int) -> Iterator[Table | str]:
-    """A line for each point, and what they take together where each of them is a run of its own, of so many."""
+def render_grid(points: Sequence[Point], *, runs: int, at_a_time: int) -> Iterator[Table | str]:
+    """A line for each point, and what they take together, so many at a time, where they are as many runs."""
     plans, law = [point.plan for point in points], _law_of([point.plan for point in points])
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("point", overflow="fold")
@@ -54,6 +54,8 @@ def render_grid(points: Sequence[Point], *, runs: int) -> Iterator[Table | str]:
             yield f"{label} does not fit: {f'set {plan.fit.remedy}' if plan.fit.remedy else 'no layout would do'}"
     yield from _law_told(plans, law)
     yield from _rates_told(plans)
+    if warned := sum(bool(plan.warnings) for plan in plans):
+        yield f"warnings: of {warned}; task=plan of such a point alone tells them"
     if runs < len(points):
         yield "points are the same run on other hardware or laid out otherwise: no totals"
         return
@@ -63,9 +65,10 @@ def render_grid(points: Sequence[Point], *, runs: int) -> Iterator[Table | str]:
     sums = {"each alone" if shared != alone else "all": alone}
     sums |= {"trunks shared": shared} if shared != alone else {}
     sums |= {"still to do": left} if left != shared else {}
-    table = number_table("", "runs", "tokens", "FLOPs (6N)", *["GPU-hours", "in turn", "US dollars"] * timed)
+    how = "in turn" if at_a_time == 1 else f"{at_a_time} at a time"
+    table = number_table("", "runs", "tokens", "FLOPs (6N)", *["GPU-hours", how, "US dollars"] * timed)
     for which, tokens in sums.items():
-        table.add_row(which, *_together(plans, tokens, timed=timed))
+        table.add_row(which, *_together(plans, tokens, timed=timed, at_a_time=at_a_time))
     yield table
 
 
@@ -92,7 +95,7 @@ def _rates_told(plans: Sequence[Plan]) -> Iterator[str]:
         yield f"rate{f' of {times}' if times < len(plans) else ''}: {source}"
 
 
-def _together(plans: Sequence[Plan], tokens: Sequence[int], *, timed: bool) -> Iterator[str]:
+def _together(plans: Sequence[Plan], tokens: Sequence[int], *, timed: bool, at_a_time: int) -> Iterator[str]:
     """What so many of the tokens of each run take."""
     parts = [(plan, count) for plan, count in zip(plans, tokens, strict=True) if count]
     yield f"{len(parts):,}"
@@ -104,5 +107,6 @@ def _together(plans: Sequence[Plan], tokens: Sequence[int], *, timed: bool) -> I
     dollars = [share * cost.dollars for cost, share in costs if cost.dollars is not None]
     all_known = len(costs) == len(parts)
     yield f"{sum(share * cost.gpu_hours for cost, share in costs):,.2f}" if all_known else "?"
-    yield hours(sum(share * cost.hours for cost, share in costs)) if all_known else "?"
+    each = [share * cost.hours for cost, share in costs]
+    yield hours(max(sum(each) / at_a_time, max(each, default=0))) if all_known else "?"
     yield f"{sum(dollars):,.2f}" if len(dollars) == len(parts) else "?"

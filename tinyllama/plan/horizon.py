@@ -101,7 +101,7 @@ def batch_problems(config: RunConfig, *, batch_tokens: int) -> Iterator[Problem]
             says = f"{'auto makes it ' * is_auto}{tokens}{', which' * is_auto} is not a multiple of {once} = "
             says += f"model.context {context} x "
             says += "" if micro_batch == "auto" else f"parallelism.micro_batch {micro_batch} x "
-            way_out = "" if tokens % context else ", or fewer ranks"
+            way_out = "" if tokens % (once // ranks) else ", or fewer ranks"
             way_out = way_out if tokens % (context * ranks) else ", or another micro-batch"
             yield Problem(key, f"{says}{ranks} ranks: use {near}{way_out}")
 

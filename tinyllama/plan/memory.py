@@ -18,8 +18,6 @@ REDUCE_BUCKET = 500_000_000
 """Gradients that ZeRO reduces at once, at most."""
 GATHERED = 1_000_000_000
 """Parameters that ZeRO's third stage holds whole at once, at most."""
-PREFETCHED = 50_000_000
-"""Parameters that ZeRO's third stage gathers at once before they are asked for, at most."""
 CONTEXT_BYTES = 1_000_000_000
 """What CUDA, NCCL and the libraries take of a GPU before the first tensor."""
 LOGITS_BYTES = 1 << 28
@@ -177,14 +175,17 @@ def _second_stage(model: Model, layout: Layout) -> _States:
     else:
         summed, staged, fresh = shard if mixed or layout.accumulates else 0, 0, bucket
         optimizer, carried = 12 * n // layout.world_size, summed if layout.accumulates else 0
-        held, largest = weights + optimizer, _largest(model)
+        held = weights + optimizer
         reduced = n > REDUCE_BUCKET  # while the backward goes on
         if mixed:  # a gradient that comes out is made wide to be added up
+            staged = (e * reduced + 4) * _largest(model)
             coming = summed + bucket if reduced else carried + bucket
-            stepping = held + summed + bucket + fresh + (e * reduced + 4) * largest
-        else:  # shards of gradients are flattened in the end
+            stepping = held + summed + fresh + bucket + staged
+        else:  # shards of gradients lie beside the buckets, and are flattened in the end
+            fresh += shard if reduced else 0
+            staged = max(0, shard - bucket)
             coming = summed + shard + bucket if reduced else carried + bucket
-            stepping = held + max(summed + (shard + e * largest if reduced else fresh) + bucket, 2 * shard)
+            stepping = held + max(summed + fresh + bucket - (bucket - e * _largest(model)) * reduced, 2 * shard)
     return _States(
         weights=weights,
         gradients=summed + fresh,
@@ -205,14 +206,13 @@ def _third_stage(model: Model, layout: Layout) -> _States:
     optimizer, gathered = 0 if layout.offload else 12 * n // w, e * min(n, GATHERED) if w > 1 else 0
     if layout.offload:
         # of each bucket fp32 numbers are made, in the room of gathered parameters where there are some, and then copies
-        copies, summed = 4 * min(n, REDUCE_BUCKET) // w, 0
-        coming = bucket + copies * (1 if w > 1 else 2)
+        copies, summed = 4 * min(n, REDUCE_BUCKET) // w * (1 if w > 1 else 2), 0
+        coming = bucket + copies
     else:
-        copies, summed = 0, shard
-        # a bucket is copied to be reduced; parameters that are gathered at once are there twice for a while
-        coming = max(bucket, e * min(n, PREFETCHED) if w > 1 else 0)
+        copies, summed = shard if w == 1 else 0, shard  # what one rank has added up is flattened in the end
+        coming = bucket  # copied to be reduced; what is gathered ahead is there twice meanwhile, and less
     held = weights + optimizer + summed + bucket + gathered
-    alone = held + shard + (bucket if n <= REDUCE_BUCKET else 0)  # what one rank has added up is flattened
+    alone = held + copies + (bucket if n <= REDUCE_BUCKET else 0)
     return _States(
         weights=weights,
         gradients=summed + bucket,
