@@ -29,7 +29,8 @@ class Point(NamedTuple):
 
 def render_grid(points: Sequence[Point], *, runs: int, at_a_time: int) -> Iterator[Table | str]:
     """A line for each point, and what they take together, so many at a time, where they are as many runs."""
-    plans, law = [point.plan for point in points], _law_of([point.plan for point in points])
+    plans = [point.plan for point in points]
+    law = _law_of(plans)
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("point", overflow="fold")
     timed, begun = any(plan.cost for plan in plans), any(point.done for point in points)

@@ -182,10 +182,10 @@ def _second_stage(model: Model, layout: Layout) -> _States:
             coming = summed + bucket if reduced else carried + bucket
             stepping = held + summed + fresh + bucket + staged
         else:  # shards of gradients lie beside the buckets, and are flattened in the end
-            fresh += shard if reduced else 0
+            fresh = shard + e * _largest(model) if reduced else bucket
             staged = max(0, shard - bucket)
             coming = summed + shard + bucket if reduced else carried + bucket
-            stepping = held + max(summed + fresh + bucket - (bucket - e * _largest(model)) * reduced, 2 * shard)
+            stepping = held + max(summed + fresh + bucket, 2 * shard)
     return _States(
         weights=weights,
         gradients=summed + fresh,
