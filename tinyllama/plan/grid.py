@@ -38,7 +38,7 @@ def render_grid(points: Sequence[Point], *, runs: int, at_a_time: int) -> Iterat
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for label, plan, done, *_ in points:
-        cost = [f"{plan.cost.gpu_hours:,.2f}" if plan.cost else "?"] if timed else []
+        cost = [_amount(plan.cost.gpu_hours) if plan.cost else "?"] if timed else []
         table.add_row(
             label,
             counted(plan.parameters.total),
@@ -67,9 +67,11 @@ def render_grid(points: Sequence[Point], *, runs: int, at_a_time: int) -> Iterat
     sums |= {"trunks shared": shared} if shared != alone else {}
     sums |= {"still to do": left} if left != shared else {}
     how = "in turn" if at_a_time == 1 else f"{at_a_time} at a time"
-    table = number_table("", "runs", "tokens", "FLOPs (6N)", *["GPU-hours", how, "US dollars"] * timed)
+    columns = ["runs", "tokens", "FLOPs (6N)", *["GPU-hours", how] * timed]
+    priced = any(plan.cost and plan.cost.dollars is not None for plan in plans)
+    table = number_table("", *columns, *["US dollars"] * priced)
     for which, tokens in sums.items():
-        table.add_row(which, *_together(plans, tokens, timed=timed, at_a_time=at_a_time))
+        table.add_row(which, *[*_together(plans, tokens, at_a_time=at_a_time)][: len(table.columns) - 1])
     yield table
 
 
@@ -96,18 +98,20 @@ def _rates_told(plans: Sequence[Plan]) -> Iterator[str]:
         yield f"rate{f' of {times}' if times < len(plans) else ''}: {source}"
 
 
-def _together(plans: Sequence[Plan], tokens: Sequence[int], *, timed: bool, at_a_time: int) -> Iterator[str]:
+def _together(plans: Sequence[Plan], tokens: Sequence[int], *, at_a_time: int) -> Iterator[str]:
     """What so many of the tokens of each run take."""
     parts = [(plan, count) for plan, count in zip(plans, tokens, strict=True) if count]
     yield f"{len(parts):,}"
     yield counted(sum(tokens))
     yield f"{sum(plan.flops_per_token.six_n * count for plan, count in parts):.3g}"
-    if not timed:
-        return
     costs = [(plan.cost, count / plan.tokens) for plan, count in parts if plan.cost]
     dollars = [share * cost.dollars for cost, share in costs if cost.dollars is not None]
     all_known = len(costs) == len(parts)
-    yield f"{sum(share * cost.gpu_hours for cost, share in costs):,.2f}" if all_known else "?"
+    yield _amount(sum(share * cost.gpu_hours for cost, share in costs)) if all_known else "?"
     each = [share * cost.hours for cost, share in costs]
     yield hours(max(sum(each) / at_a_time, max(each, default=0))) if all_known else "?"
-    yield f"{sum(dollars):,.2f}" if len(dollars) == len(parts) else "?"
+    yield _amount(sum(dollars)) if len(dollars) == len(parts) else "?"
+
+
+def _amount(number: float) -> str:
+    return f"{number:,.2f}" if number >= 1 or not number else f"{number:.2g}"
