@@ -64,7 +64,7 @@ def compiled(configs: Sequence[RunConfig], *, console: Console) -> Study:
     for config in {json.dumps(as_dict(config)["data"]): config for config in configs}.values():
         tasks.prepared(config, console=console)
     whole = _points_of(configs, labels_of(configs))
-    plans = [tasks.plan_of(config, manifest=tasks.manifest_of(config)) for config in whole]
+    plans = [tasks.planned(config) for config in whole]
     texts = [tasks.identity_of(config).manifest_sha256 for config in whole]
     grouped = tuple(tuple(job) for job in trunk.jobs_of(whole, plans))
     name, folder = str(whole[0].study.name), Path(str(whole[0].study.folder))
